@@ -1,0 +1,1 @@
+"""Side-by-side measurements against the tools a user would take instead."""

@@ -1,0 +1,1 @@
+"""CSI driver `csi.modelcache.io`: talks to the agent only through `modelcache.client`."""

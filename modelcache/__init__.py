@@ -1,0 +1,1 @@
+"""Make model weights appear on a node as fast as the hardware allows."""

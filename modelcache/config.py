@@ -1,0 +1,323 @@
+"""Settings: frozen, validated, in groups; from defaults, a TOML file, the environment, then flags.
+
+    [store]                     MODELCACHE_STORE_PATH
+    path = "/var/lib/modelcache"
+    [transfer]                  MODELCACHE_TRANSFER_IO
+    io = "direct"
+    [s3]                        MODELCACHE_S3_ENDPOINT
+    endpoint = "http://minio:9000"
+
+Each group is a dataclass; its field names are the TOML keys and, upper-cased behind
+`MODELCACHE_<GROUP>_`, the environment names. The file is the first of `$MODELCACHE_CONFIG`,
+`$XDG_CONFIG_HOME/modelcache/config.toml` (`~/.config`), `/etc/modelcache/config.toml` that exists.
+Sizes accept `512MiB`, `1.5 GB`, `2T`; durations `90s`, `5m`, `1h`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from modelcache.domain.ranges import CHUNK_BYTES_DEFAULT, MIB
+from modelcache.errors import InvalidConfig
+
+ENVIRONMENT_PREFIX: Final = "MODELCACHE_"
+BLOCK_BYTES: Final = 2 * MIB  # one read, one hash, one write; divides every chunk size
+
+
+class IoMode(StrEnum):
+    """How weights are written: past the page cache, through it, or as the moment suggests."""
+
+    DIRECT = "direct"
+    BUFFERED = "buffered"
+    AUTO = "auto"
+
+
+class LocalCopy(StrEnum):
+    """How `file://` models enter the store."""
+
+    REFLINK = "reflink"
+    HARDLINK = "hardlink"
+    COPY = "copy"
+
+
+def default_store() -> Path:
+    """`/var/lib/modelcache` for root, else a folder of the user's cache."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/modelcache")
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "modelcache"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Where models are kept, and how much room they may take."""
+
+    path: Path = field(default_factory=default_store)
+    """Root folder of the store."""
+    quota_bytes: int = 0
+    """Most bytes of blobs to keep; 0 means what the filesystem holds, less `reserve_bytes`."""
+    reserve_bytes: int = 256 * MIB
+    """Free bytes always left on the filesystem."""
+    high_watermark: float = 0.95
+    """Share of the quota at which eviction starts."""
+    low_watermark: float = 0.85
+    """Share of the quota at which eviction stops."""
+    chunk_bytes: int = CHUNK_BYTES_DEFAULT
+    """Size of a chunk of newly fetched blobs."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransferSettings:
+    """How bytes are moved."""
+
+    io: IoMode = IoMode.AUTO
+    """Write past the page cache (`direct`), through it (`buffered`), or decide by blob (`auto`)."""
+    memory_bytes: int = 512 * MIB
+    """Most memory for buffers, whatever a model's size."""
+    connections_start: int = 4
+    """Connections to open before anything was measured."""
+    connections_max: int = 64
+    """Most connections at once."""
+    bandwidth_limit_bytes_s: int = 0
+    """Most bytes a second to take from origins; 0 means no limit."""
+    retries_max: int = 10
+    """Failures of one chunk in a row before the pull fails."""
+    stall_timeout_s: float = 30.0
+    """Silence on a connection after which it is given up."""
+    connect_timeout_s: float = 10.0
+    """Time to open a connection, TLS included."""
+    verify_md5: bool = False
+    """Check MD5 ETags of blobs over 64 MiB too (0.6 GB/s on one core; smaller ones always are)."""
+
+
+@dataclass(frozen=True, slots=True)
+class S3Settings:
+    """Defaults for `s3://` refs; a ref's own options come first, the AWS chain fills the rest."""
+
+    endpoint: str = ""
+    """URL of an S3-compatible server."""
+    region: str = ""
+    """Region, where the credential chain names none."""
+    profile: str = ""
+    """Profile of ~/.aws/config."""
+    style: str = ""
+    """`path`, `virtual`, or empty for botocore's choice."""
+    requester_pays: bool = False
+    """Accept the cost of requests to requester-pays buckets."""
+    anonymous: bool = False
+    """Do not sign."""
+    ca_file: str = ""
+    """PEM bundle to trust for the endpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """How `http(s)://` origins are asked."""
+
+    ca_file: str = ""
+    """PEM bundle to trust."""
+    headers: tuple[str, ...] = ()
+    """Extra `Name: value` headers, for example a bearer token. Sent to the ref's own host only."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileSettings:
+    """How `file://` models enter the store."""
+
+    link: LocalCopy = LocalCopy.REFLINK
+    """`reflink` falls back to a copy; `hardlink` shares the very file: never edit that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All groups."""
+
+    store: StoreSettings = field(default_factory=StoreSettings)
+    transfer: TransferSettings = field(default_factory=TransferSettings)
+    s3: S3Settings = field(default_factory=S3Settings)
+    http: HttpSettings = field(default_factory=HttpSettings)
+    file: FileSettings = field(default_factory=FileSettings)
+    max_age_s: float = 0.0
+    """How long a resolved ref is believed without asking its origin again."""
+
+    def with_store(self, path: Path) -> Settings:
+        """The same settings over another store."""
+        return replace(self, store=replace(self.store, path=path))
+
+
+def load_settings(
+    path: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Settings:
+    """Read file and environment over the defaults.
+
+    path: the file to read; it must exist when given. Raises InvalidConfig naming the setting, its
+    place and what it would accept.
+    """
+    environment = os.environ if environment is None else environment
+    chosen = path or _find_file(environment)
+    table = _read_toml(chosen) if chosen else {}
+    settings = _apply_table(Settings(), table, where=str(chosen))
+    return _validated(_apply_environment(settings, environment))
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `512MiB`, `1.5GB`, `2T` or a plain number. Raises InvalidConfig."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGTP]?)(i?)[bB]?\s*", text)
+    if not match:
+        raise InvalidConfig(f"{text!r} is not a size; write for example 512MiB or 1.5GB")
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGTP".index(prefix.upper() or " "))
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from `90s`, `5m`, `1.5h`, `2d` or a plain number. Raises InvalidConfig."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", text)
+    if not match:
+        raise InvalidConfig(f"{text!r} is not a duration; write for example 90s or 5m")
+    number, unit = match.groups()
+    return float(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit or "s"]
+
+
+def _find_file(environment: Mapping[str, str]) -> Path | None:
+    named = environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
+    if named:
+        return Path(named)
+    home = environment.get("XDG_CONFIG_HOME") or Path(environment.get("HOME", "/")) / ".config"
+    candidates = [Path(home) / "modelcache/config.toml", Path("/etc/modelcache/config.toml")]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InvalidConfig(f"cannot read configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"{path} is not valid TOML: {error}") from error
+
+
+def _apply_table(settings: Settings, table: Mapping[str, Any], *, where: str) -> Settings:
+    groups = {item.name for item in fields(Settings)}
+    changes: dict[str, Any] = {}
+    for name, value in table.items():
+        if name not in groups:
+            raise InvalidConfig(f"{where}: unknown setting {name!r}; known are {sorted(groups)}")
+        current = getattr(settings, name)
+        if name == "max_age_s":
+            changes[name] = _convert(value, current, f"{where}: {name}")
+        elif not isinstance(value, dict):
+            raise InvalidConfig(f"{where}: {name!r} must be a table, [{name}]")
+        else:
+            changes[name] = _apply_group(current, value, f"{where}: {name}")
+    return replace(settings, **changes)
+
+
+def _apply_group(group: Any, table: Mapping[str, Any], where: str) -> Any:  # noqa: ANN401
+    known = {item.name for item in fields(group)}
+    unknown = sorted(set(table) - known)
+    if unknown:
+        raise InvalidConfig(f"{where}: unknown setting {unknown[0]!r}; known are {sorted(known)}")
+    return replace(
+        group,
+        **{
+            name: _convert(value, getattr(group, name), f"{where}.{name}")
+            for name, value in table.items()
+        },
+    )
+
+
+def _apply_environment(settings: Settings, environment: Mapping[str, str]) -> Settings:
+    """Unknown MODELCACHE_ names are left alone: other programs may own them."""
+    table: dict[str, Any] = {}
+    for item in fields(Settings):
+        prefix = f"{ENVIRONMENT_PREFIX}{item.name.upper()}"
+        if item.name == "max_age_s":
+            if environment.get(prefix):
+                table[item.name] = environment[prefix]
+            continue
+        for inner in fields(getattr(settings, item.name)):
+            value = environment.get(f"{prefix}_{inner.name.upper()}")
+            if value:
+                table.setdefault(item.name, {})[inner.name] = value
+    short = environment.get(f"{ENVIRONMENT_PREFIX}STORE")
+    if short:
+        table.setdefault("store", {}).setdefault("path", short)
+    return _apply_table(settings, table, where="environment")
+
+
+def _convert(value: Any, current: Any, where: str) -> Any:  # noqa: ANN401, PLR0911
+    """Bring `value` (TOML or text) to the type of `current`."""
+    try:
+        match current:
+            case bool():
+                return value if isinstance(value, bool) else _parse_bool(str(value))
+            case StrEnum():
+                return type(current)(str(value))
+            case int():
+                return value if type(value) is int else parse_size(str(value))
+            case float():
+                return float(value) if type(value) in {int, float} else _parse_number(str(value))
+            case Path():
+                return Path(str(value)).expanduser()
+            case tuple():
+                return tuple(value) if isinstance(value, list) else tuple(str(value).splitlines())
+            case _:
+                return str(value)
+    except (InvalidConfig, ValueError) as error:
+        accepted = (
+            f"; known are {[str(item) for item in type(current)]}"
+            if isinstance(current, StrEnum)
+            else ""
+        )
+        raise InvalidConfig(f"{where}: {error}{accepted}") from error
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if text.lower() in {"0", "false", "no", "off"}:
+        return False
+    raise InvalidConfig(f"{text!r} is not a yes or no; write true or false")
+
+
+def _parse_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return parse_duration(text)
+
+
+def _validated(settings: Settings) -> Settings:
+    store, transfer = settings.store, settings.transfer
+    checks = [
+        (
+            0 < store.low_watermark <= store.high_watermark <= 1,
+            "store: watermarks must satisfy 0 < low_watermark <= high_watermark <= 1",
+        ),
+        (
+            store.chunk_bytes >= BLOCK_BYTES and store.chunk_bytes % BLOCK_BYTES == 0,
+            f"store.chunk_bytes must be a multiple of {BLOCK_BYTES}",
+        ),
+        (
+            transfer.memory_bytes >= 8 * BLOCK_BYTES,
+            f"transfer.memory_bytes must be at least {8 * BLOCK_BYTES}",
+        ),
+        (
+            1 <= transfer.connections_start <= transfer.connections_max,
+            "transfer: connections must satisfy 1 <= connections_start <= connections_max",
+        ),
+        (transfer.retries_max >= 0, "transfer.retries_max must not be negative"),
+        (transfer.stall_timeout_s > 0, "transfer.stall_timeout_s must be positive"),
+        (settings.s3.style in {"", "path", "virtual"}, "s3.style must be path or virtual"),
+    ]
+    for holds, message in checks:
+        if not holds:
+            raise InvalidConfig(message)
+    return settings

@@ -1,0 +1,157 @@
+"""Every error the project raises on purpose, grouped by what the caller does about it.
+
+The families answer one question, "and now?": fix the input (`UsageError`), wait or try elsewhere
+(`SourceUnavailable`), change something at the origin (`SourceRefused`), resolve again
+(`OriginChanged`), fetch again (`CorruptData`), make room or repair the store (`StoreError`), or
+nothing at all (`Cancelled`). Boundaries translate foreign exceptions into these with `from`; a
+message says what was wrong, where, and what to do, and never carries a secret or a signed URL.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ModelcacheError(Exception):
+    """Root of the tree. `code` is stable: it stands in JSON output, journals and logs."""
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    @property
+    def message(self) -> str:
+        """The one line a person reads."""
+        return str(self.args[0]) if self.args else self.code
+
+
+class UsageError(ModelcacheError):
+    """The caller asked for something that cannot be: fix the input."""
+
+    code = "usage"
+    exit_code = 2
+
+
+class InvalidRef(UsageError):
+    """A ref that does not parse or names no known scheme."""
+
+    code = "invalid_ref"
+
+
+class InvalidConfig(UsageError):
+    """A setting with a wrong name, type or value."""
+
+    code = "invalid_config"
+
+
+class NotInStore(UsageError):
+    """The named model is not on this node."""
+
+    code = "not_in_store"
+    exit_code = 1
+
+
+class SourceUnavailable(ModelcacheError):
+    """A source failed in a way that time or another source may heal: retry elsewhere."""
+
+    code = "source_unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Throttled(SourceUnavailable):
+    """The source asked for less (429, 503 SlowDown): wait, then come with fewer connections."""
+
+    code = "throttled"
+
+
+class CredentialsExpired(SourceUnavailable):
+    """A signed request was refused because of its age: sign again and repeat."""
+
+    code = "credentials_expired"
+
+
+class SourceRefused(ModelcacheError):
+    """The origin said no, and will go on saying no until somebody changes something there."""
+
+    code = "source_refused"
+
+
+class NotFound(SourceRefused):
+    """No such host, bucket, key or page; or a prefix that matches nothing."""
+
+    code = "not_found"
+
+
+class Forbidden(SourceRefused):
+    """Credentials that do not permit this."""
+
+    code = "forbidden"
+
+
+class NoCredentials(SourceRefused):
+    """The origin wants credentials and none were found."""
+
+    code = "no_credentials"
+
+
+class OriginChanged(SourceRefused):
+    """An object is no longer what the manifest pinned: resolve the ref again."""
+
+    code = "origin_changed"
+
+
+class UnsafePath(SourceRefused):
+    """The origin names a file that cannot be placed inside a snapshot."""
+
+    code = "unsafe_path"
+
+
+class CorruptData(ModelcacheError):
+    """Bytes that do not match what they should be: discard them and fetch again."""
+
+    code = "corrupt_data"
+
+
+class DigestMismatch(CorruptData):
+    """The checksum the origin published is not the checksum of what arrived."""
+
+    code = "digest_mismatch"
+
+
+class StoreError(ModelcacheError):
+    """The local store cannot do this; what it already holds is untouched."""
+
+    code = "store_error"
+
+
+class StoreFull(StoreError):
+    """No room, by quota or by the disk, even after evicting what may be evicted."""
+
+    code = "store_full"
+
+
+class StoreReadOnly(StoreError):
+    """The store cannot be written by this user."""
+
+    code = "store_read_only"
+
+
+class StoreTooNew(StoreError):
+    """The store was made by a newer version."""
+
+    code = "store_too_new"
+
+
+class Leased(StoreError):
+    """The model is protected by a lease."""
+
+    code = "leased"
+
+
+class Cancelled(ModelcacheError):
+    """Somebody asked to stop; finished chunks are kept and the next pull resumes."""
+
+    code = "cancelled"
+    exit_code = 130

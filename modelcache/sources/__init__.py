@@ -1,0 +1,1 @@
+"""One module for each origin protocol; `source` says what they all do."""

@@ -1,0 +1,1 @@
+"""The store: blobs, journals, snapshots, leases and eviction, as plain files."""
