@@ -65,7 +65,7 @@ class Pin:
 
     etag: as the origin spells it, quotes included. version: S3 version id or what serves as one.
     modified: an HTTP date, or `mtime_ns` digits for a local file. With none of them set, only
-    etag: as the origin spells it, quotes included. version: S3 version id or the like.
+    `nonce` (unique to the resolve) tells two states apart: such a file is not resumed or shared.
     """
 
     etag: str | None = None
