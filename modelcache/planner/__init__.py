@@ -1,1 +1,51 @@
 """The planner: which chunk is fetched from which source, when, and how often. No I/O, no clock."""
+
+from modelcache.planner.events import (
+    Action,
+    AttemptEnded,
+    AttemptFailed,
+    AttemptId,
+    BlobAdded,
+    BlobDropped,
+    Cancel,
+    ChunksLost,
+    ChunkStored,
+    Event,
+    Failure,
+    Fetch,
+    Finish,
+    Forget,
+    GiveUp,
+    Remedy,
+    Run,
+    SourceId,
+    TimerDue,
+    Wake,
+)
+from modelcache.planner.limits import PlannerLimits
+from modelcache.planner.planner import Planner
+
+__all__ = [
+    "Action",
+    "AttemptEnded",
+    "AttemptFailed",
+    "AttemptId",
+    "BlobAdded",
+    "BlobDropped",
+    "Cancel",
+    "ChunkStored",
+    "ChunksLost",
+    "Event",
+    "Failure",
+    "Fetch",
+    "Finish",
+    "Forget",
+    "GiveUp",
+    "Planner",
+    "PlannerLimits",
+    "Remedy",
+    "Run",
+    "SourceId",
+    "TimerDue",
+    "Wake",
+]

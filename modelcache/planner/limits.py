@@ -1,0 +1,52 @@
+"""Every number the planner decides by, with the reason for its value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modelcache.domain.ranges import MIB
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerLimits:
+    """Bounds and thresholds; times in seconds, sizes in bytes."""
+
+    connections_start: int = 4
+    """Attempts in flight before anything was measured: the start that others settled on."""
+    connections_max: int = 64
+    """Most attempts in flight."""
+    retries_max: int = 10
+    """Failures of one chunk in a row before its blob is given up."""
+    corrupt_rounds_max: int = 2
+    """Times a whole blob is fetched again after its checksum failed: a third time is not chance."""
+
+    batch_blob_bytes: int = 2 * MIB
+    """Blobs up to this size travel in batches: their cost is the request, not the bytes."""
+    batch_blobs_max: int = 32
+    """Small blobs in one attempt: amortises the hand-over without making one worker a straggler."""
+    run_chunks_max: int = 8
+    """Chunks in one request: at 128 MiB a round trip is noise on any link."""
+    run_overhead_share: float = 0.05
+    """Longest share of a request that may pass before its first byte; else runs get longer."""
+
+    backoff_first_s: float = 0.2
+    backoff_max_s: float = 20.0
+    """Exponential between the two, halved to full by jitter."""
+    throttle_pause_s: float = 1.0
+    """Pause after a 429 or SlowDown that did not say how long."""
+
+    hedge_factor: float = 3.0
+    """A chunk this many times slower than the 95th percentile of its kind is a straggler."""
+    hedge_min_s: float = 1.0
+    """Never hedge sooner: cheaper to wait."""
+    hedge_unknown_s: float = 10.0
+    """When to hedge with fewer than `hedge_samples_min` finished chunks to compare with."""
+    hedge_samples_min: int = 4
+    hedge_share: float = 0.05
+    """Most bytes hedged, as a share of all bytes planned (and always one chunk)."""
+
+    window_min_s: float = 0.5
+    window_min_bytes: int = 20_000_000
+    """Concurrency is judged only over windows of at least both (as hf-xet does)."""
+    request_cost_bytes: int = 128 << 10
+    """What a request weighs beside its bytes when throughput is judged, for small blobs."""

@@ -1,0 +1,161 @@
+"""What the planner remembers about blobs, sources and attempts. Plain records, no decisions."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from modelcache.domain.manifests import BlobId
+from modelcache.domain.ranges import ChunkGrid
+from modelcache.planner.concurrency import Concurrency
+from modelcache.planner.events import AttemptId, BlobAdded, Run, SourceId
+from modelcache.planner.intervals import Intervals
+from modelcache.planner.limits import PlannerLimits
+
+SAMPLES: Final = 64  # durations remembered: enough for a 95th percentile
+_FRESHNESS: Final = 0.2  # weight of the newest sample in a running average
+
+
+class BlobState:
+    """One wanted blob: what is stored, what waits, what is on its way."""
+
+    __slots__ = (
+        "blob",
+        "failures",
+        "finished",
+        "flying",
+        "grid",
+        "in_order",
+        "order",
+        "pending",
+        "queued",
+        "ranges",
+        "refused",
+        "rounds",
+        "small",
+        "sources",
+        "stored",
+        "stored_count",
+    )
+
+    def __init__(self, added: BlobAdded, *, order: int, limits: PlannerLimits) -> None:
+        self.blob = added.blob
+        self.grid: ChunkGrid = added.grid
+        self.sources = added.sources
+        self.ranges = added.ranges
+        self.in_order = added.in_order
+        self.order = order
+        self.small = added.grid.count <= 1 and added.grid.size_bytes <= limits.batch_blob_bytes
+        done = added.done if added.ranges else frozenset[int]()
+        self.stored = bytearray(added.grid.count)
+        for chunk in done:
+            self.stored[chunk] = 1
+        self.stored_count = len(done)
+        self.pending = Intervals.missing(added.grid.count, done)
+        self.flying: dict[int, list[AttemptId]] = {}
+        self.failures: dict[int, int] = {}
+        self.refused: set[SourceId] = set()
+        self.rounds = 0
+        self.finished = False
+        self.queued = False  # it stands among the large blobs with pending chunks
+
+    @property
+    def complete(self) -> bool:
+        """Every chunk is stored."""
+        return self.stored_count == self.grid.count
+
+    def store(self, chunk: int) -> None:
+        """Mark one chunk as stored."""
+        self.stored[chunk] = 1
+        self.stored_count += 1
+        self.pending.discard(chunk)
+        self.failures.pop(chunk, None)
+
+    def lose(self, chunk: int) -> None:
+        """Mark one stored chunk as missing again."""
+        if self.stored[chunk]:
+            self.stored[chunk] = 0
+            self.stored_count -= 1
+        self.pending.add(chunk, chunk + 1)
+
+    def lose_all(self) -> None:
+        """Start over."""
+        self.stored = bytearray(self.grid.count)
+        self.stored_count = 0
+        self.pending.add(0, self.grid.count)
+
+
+class SourceState:
+    """How one source behaves."""
+
+    __slots__ = (
+        "blocked_until_s",
+        "concurrency",
+        "durations",
+        "failures_in_row",
+        "first_byte_s",
+        "in_flight",
+        "rate",
+    )
+
+    def __init__(self, limits: PlannerLimits) -> None:
+        self.concurrency = Concurrency(limits)
+        self.in_flight = 0
+        self.blocked_until_s = 0.0
+        self.failures_in_row = 0
+        self.first_byte_s = 0.0
+        self.rate = 0.0  # bytes per second of one connection
+        self.durations: tuple[deque[float], deque[float]] = (
+            deque(maxlen=SAMPLES),  # of chunks
+            deque(maxlen=SAMPLES),  # of small blobs
+        )
+
+    def succeeded(self, size_bytes: int, seconds: float, *, small: bool) -> None:
+        """One chunk came in `seconds`."""
+        self.failures_in_row = 0
+        self.durations[small].append(seconds)
+        if not small and seconds > 0:
+            rate = size_bytes / seconds
+            self.rate += (rate - self.rate) * (_FRESHNESS if self.rate else 1.0)
+
+    def answered(self, first_byte_s: float) -> None:
+        """A request was answered after `first_byte_s`."""
+        weight = _FRESHNESS if self.first_byte_s else 1.0
+        self.first_byte_s += (first_byte_s - self.first_byte_s) * weight
+
+    def usable(self, now_s: float) -> bool:
+        """Not resting, and not at its limit."""
+        return now_s >= self.blocked_until_s and self.in_flight < self.concurrency.limit
+
+    def slow_s(self, limits: PlannerLimits, *, small: bool) -> float:
+        """After how many seconds a chunk on its way is a straggler."""
+        samples = self.durations[small]
+        if len(samples) < limits.hedge_samples_min:
+            return limits.hedge_unknown_s
+        late = sorted(samples)[(len(samples) * 95) // 100]
+        return max(limits.hedge_min_s, limits.hedge_factor * late)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One worker's task: chunks still to come, in order."""
+
+    attempt: AttemptId
+    source: SourceId
+    remaining: deque[tuple[BlobId, int]]
+    since_s: float  # when the chunk now on its way was started
+    small: bool
+    hedge: bool
+    hedged: bool = False
+    cancelled: bool = False
+
+    def runs(self) -> tuple[Run, ...]:
+        """What is still to come, neighbours of one blob joined."""
+        runs: list[Run] = []
+        for blob, chunk in self.remaining:
+            if runs and runs[-1].blob == blob and runs[-1].end == chunk:
+                runs[-1] = Run(blob, runs[-1].first, runs[-1].count + 1)
+            else:
+                runs.append(Run(blob, chunk, 1))
+        return tuple(runs)
