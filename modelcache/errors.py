@@ -150,6 +150,12 @@ class Leased(StoreError):
     code = "leased"
 
 
+class BlobBusy(StoreError):
+    """Another process or thread is fetching this blob: wait for it, or help when it dies."""
+
+    code = "blob_busy"
+
+
 class Cancelled(ModelcacheError):
     """Somebody asked to stop; finished chunks are kept and the next pull resumes."""
 

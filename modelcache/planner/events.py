@@ -53,7 +53,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class BlobAdded:
-    """A blob is wanted. `done` are the chunks already stored; `sources` in order of preference.
+    """One wanted blob. `done` are the chunks already stored; `sources` in order of preference.
 
     ranges: byte ranges can be asked for; otherwise one attempt reads all from the start.
     in_order: something consumes the bytes in order (SHA-256), so chunks far apart cost memory.
@@ -65,6 +65,13 @@ class BlobAdded:
     done: frozenset[int] = frozenset()
     ranges: bool = True
     in_order: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BlobsAdded:
+    """Blobs are wanted. Those of one model come together, or order could not be kept."""
+
+    blobs: tuple[BlobAdded, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,5 +174,7 @@ class Wake:
     at_s: float
 
 
-Event = BlobAdded | BlobDropped | ChunkStored | ChunksLost | AttemptEnded | AttemptFailed | TimerDue
+Event = (
+    BlobsAdded | BlobDropped | ChunkStored | ChunksLost | AttemptEnded | AttemptFailed | TimerDue
+)
 Action = Fetch | Cancel | Forget | Finish | GiveUp | Wake

@@ -31,6 +31,7 @@ from modelcache.planner.events import (
     AttemptId,
     BlobAdded,
     BlobDropped,
+    BlobsAdded,
     Cancel,
     ChunksLost,
     ChunkStored,
@@ -75,12 +76,13 @@ class Planner:
         """Attempts that have neither ended nor failed."""
         return len(self._attempts)
 
-    def handle(self, event: Event, now_s: float) -> list[Action]:
+    def handle(self, event: Event, now_s: float) -> list[Action]:  # noqa: C901 - a table
         """Take one event; return what is to be done, in order. `now_s` never runs backwards."""
         actions: list[Action] = []
         match event:
-            case BlobAdded():
-                self._on_added(event, actions)
+            case BlobsAdded(blobs):
+                for added in blobs:
+                    self._on_added(added, actions)
             case BlobDropped(blob):
                 self._on_dropped(blob, actions)
             case ChunkStored():

@@ -8,7 +8,7 @@ methods may be called from several threads at once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from modelcache.domain.manifests import Checksum, File, Manifest
@@ -17,21 +17,32 @@ from modelcache.errors import ModelcacheError
 
 
 @dataclass(frozen=True, slots=True)
+class ProxyAddress:
+    """An HTTP proxy. authorization: the value of Proxy-Authorization, never to be logged."""
+
+    host: str
+    port: int
+    authorization: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class HttpTarget:
     """One signed GET, complete but for its Range header, which needs no signature.
 
     host: without brackets for IPv6. path: percent-encoded, with query. headers: in the order to
     send; Host is among them when the signature covers it. good_for_s: how long after `locate` the
-    request may still be sent. ca_file: PEM bundle to trust instead of the system's.
+    request may still be sent. ca_file: PEM bundle to trust instead of the system's. proxy: where
+    to connect instead; plain requests name the whole URL then, TLS goes through a tunnel.
     """
 
     host: str
     port: int
     tls: bool
-    path: str
-    headers: tuple[tuple[str, str], ...]
+    path: str = field(repr=False)
+    headers: tuple[tuple[str, str], ...] = field(repr=False)
     good_for_s: float
     ca_file: str | None = None
+    proxy: ProxyAddress | None = None
 
 
 @dataclass(frozen=True, slots=True)

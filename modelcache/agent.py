@@ -1,1 +1,0 @@
-"""Use cases over one store: pull, verify, evict."""

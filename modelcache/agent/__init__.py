@@ -1,0 +1,14 @@
+"""Use cases over one store: pull, look, verify, pin, remove. What every face calls."""
+
+from modelcache.agent.engine import Engine, StoredFile, StoredModel, VerifyResult
+from modelcache.agent.fetching import ProgressCallback
+from modelcache.agent.pulling import Snapshot
+
+__all__ = [
+    "Engine",
+    "ProgressCallback",
+    "Snapshot",
+    "StoredFile",
+    "StoredModel",
+    "VerifyResult",
+]

@@ -1,0 +1,193 @@
+"""Bringing a set of blobs into the store, together with whoever else is bringing them.
+
+What a pull and a repair share: jobs, writers, progress, and waiting for other processes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from time import monotonic
+from typing import Final
+
+from modelcache.config import BLOCK_BYTES, Settings
+from modelcache.domain.manifests import File
+from modelcache.domain.ranges import ChunkGrid
+from modelcache.domain.refs import Ref
+from modelcache.errors import Cancelled
+from modelcache.planner import SourceId
+from modelcache.sources.source import Source
+from modelcache.store import BlobBusy, BlobWriter, SmallBlobs, Store
+from modelcache.transfer.checks import best_checksum
+from modelcache.transfer.engine import Transfer
+from modelcache.transfer.jobs import BlobJob
+from modelcache.transfer.policy import available_memory_bytes, write_mode
+from modelcache.transfer.report import FileProgress, Phase, Progress, Report
+
+ACTIVE_MAX: Final = 64  # files shown as under way
+RATE_WINDOW_S: Final = 3.0  # over which the present rate is taken
+BUSY_POLL_S: Final = 0.1  # how often a blob that another process fetches is looked at
+
+ProgressCallback = Callable[[Progress], None]
+
+
+def wall_clock_s() -> float:
+    """Seconds since the epoch, for what is compared across processes and reboots."""
+    return time.time()  # noqa: TID251 - the one place; everything else takes now_s
+
+
+class Fetching:
+    """What a pull and a repair share: jobs, writers, progress, waiting for other processes."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        ref: Ref,
+        progress: ProgressCallback | None,
+        cancel: threading.Event | None,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.ref = ref
+        self.report = Report(ref=ref.redacted(), started_at_s=wall_clock_s())
+        self._progress = progress
+        self._cancel = cancel
+        self._started_s = monotonic()
+        self._phase = Phase.RESOLVING
+        self._present_bytes = 0
+        self._transfer: Transfer | None = None
+        self._fetched_before = 0  # by transfers that are over
+        self._samples: deque[tuple[float, int]] = deque()
+        self._elsewhere_bytes = 0  # stored by the processes we wait for
+        self._retries = 0
+        self._hedges = 0
+        self._need_bytes = 0
+        self._available_bytes = available_memory_bytes()
+
+    def fetch(self, files: Sequence[File], source: Source, *, resume: bool = True) -> None:
+        """Bring these blobs into the store; wait for those that somebody else is bringing."""
+        pending = [self._job(file, source, resume=resume) for file in files]
+        while pending:
+            self._phase = Phase.TRANSFERRING
+            with self._small_blobs() as small:
+                transfer = Transfer(self.settings.transfer, small, self._writer, self.report)
+                self._transfer = transfer
+                try:
+                    transfer.run(pending, tick=self._tick, cancel=self._cancel)
+                finally:
+                    self._fetched_before += transfer.stored_bytes()
+                    self._transfer = None
+                    self._retries += transfer.retries
+                    self._hedges += transfer.hedges
+            pending = self._wait_for(transfer.busy, source)
+
+    @contextmanager
+    def _small_blobs(self) -> Iterator[SmallBlobs]:
+        """A group that is committed in any case: what arrived is kept."""
+        small = self.store.small_blobs()
+        try:
+            yield small
+        finally:
+            try:
+                small.commit()
+            finally:
+                small.close()
+
+    def _job(self, file: File, source: Source, *, resume: bool) -> BlobJob:
+        grid = ChunkGrid(file.size_bytes, self.settings.store.chunk_bytes)
+        small = file.size_bytes <= BLOCK_BYTES
+        source_id = SourceId(self.ref.redacted().partition("?")[0])
+        job = BlobJob(file, grid, source, source_id, small=small)
+        job.resumes = resume and not small and self.store.has_partial(file.blob)
+        checksum = best_checksum(file, verify_md5=self.settings.transfer.verify_md5)
+        job.in_order = checksum is not None and not checksum.algorithm.combines
+        return job
+
+    def _writer(self, job: BlobJob) -> BlobWriter:
+        mode = write_mode(
+            self.settings.transfer.io,
+            size_bytes=job.file.size_bytes,
+            model_bytes=self._need_bytes,
+            available_bytes=self._available_bytes,
+            reader_follows=False,
+        )
+        self.report.io = mode.value
+        return self.store.writer(job.file.blob, job.file.size_bytes, mode=mode)
+
+    def _wait_for(self, busy: Sequence[BlobJob], source: Source) -> list[BlobJob]:
+        """Wait until others have brought these blobs; return those whose fetcher gave up."""
+        started_s = monotonic()
+        waiting = list(busy)
+        orphaned: list[BlobJob] = []
+        while waiting and not orphaned:
+            self._phase = Phase.WAITING
+            still = []
+            for job in waiting:
+                if self.store.has_blob(job.file.blob, job.file.size_bytes):
+                    self._fetched_before += job.file.size_bytes
+                elif self._abandoned(job):
+                    orphaned.append(job)
+                else:
+                    still.append(job)
+            waiting = still
+            self._elsewhere_bytes = sum(self.store.partial_bytes(job.file.blob) for job in waiting)
+            if waiting and not orphaned:
+                self._tick()
+                if self._cancel is not None and self._cancel.wait(BUSY_POLL_S):
+                    raise Cancelled("stopped")
+                if self._cancel is None:
+                    threading.Event().wait(BUSY_POLL_S)
+        self._elsewhere_bytes = 0
+        self.report.lock_wait_s += monotonic() - started_s
+        return [self._job(job.file, source, resume=True) for job in (*orphaned, *waiting)]
+
+    def _abandoned(self, job: BlobJob) -> bool:
+        """Whether nobody is fetching the blob any more, by taking its lock for a moment."""
+        try:
+            self._writer(job).close()
+        except BlobBusy:
+            return False
+        return not self.store.has_blob(job.file.blob, job.file.size_bytes)
+
+    def _tick(self) -> None:
+        if self._progress is not None:
+            self._progress(self._now())
+
+    def _now(self) -> Progress:
+        now_s = monotonic()
+        transfer = self._transfer
+        stored = self._fetched_before + self._elsewhere_bytes
+        active: list[FileProgress] = []
+        if transfer is not None:
+            stored += transfer.stored_bytes()
+            active = [
+                FileProgress(job.file.path, job.file.size_bytes, job.stored_bytes)
+                for job in transfer.active()[:ACTIVE_MAX]
+            ]
+        total = self.report.total_bytes
+        done = min(total, self._present_bytes + stored)
+        self._samples.append((now_s, done))
+        while now_s - self._samples[0][0] > RATE_WINDOW_S:
+            self._samples.popleft()
+        first_s, first = self._samples[0]
+        rate = (done - first) / (now_s - first_s) if now_s > first_s else 0.0
+        return Progress(
+            phase=self._phase,
+            ref=self.report.ref,
+            elapsed_s=now_s - self._started_s,
+            files_total=self.report.files,
+            files_done=self.report.files - (transfer.left if transfer else 0),
+            total_bytes=total,
+            present_bytes=self._present_bytes,
+            done_bytes=done,
+            rate_bytes_s=max(0.0, rate),
+            eta_s=(total - done) / rate if rate > 0 else None,
+            connections=transfer.connections if transfer else 0,
+            retries=self._retries + (transfer.retries if transfer else 0),
+            hedges=self._hedges + (transfer.hedges if transfer else 0),
+            active=tuple(active),
+        )

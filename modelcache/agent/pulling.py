@@ -1,0 +1,131 @@
+"""One pull: resolve, make room, transfer, publish, remember."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+import xxhash
+
+from modelcache.agent.fetching import Fetching, wall_clock_s
+from modelcache.agent.repairing import Repair
+from modelcache.domain.manifests import BlobId, File, Manifest, ModelId
+from modelcache.sources.opening import open_source
+from modelcache.store import BlobState, room
+from modelcache.store import repair as repairs
+from modelcache.transfer.report import Phase, Report
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A warm model: where it is and what it is.
+
+    fetched_bytes: taken from sources by this call; 0 when it was warm. from_cache: the origin was
+    not even asked.
+    """
+
+    path: Path
+    model_id: ModelId
+    ref: str
+    fetched_bytes: int = 0
+    from_cache: bool = False
+    report: Report | None = None
+
+
+class Pull(Fetching):
+    """One pull, from ref to snapshot."""
+
+    def run(self) -> Snapshot:
+        """See Engine.pull."""
+        cpu_before = os.times()
+        self._tick()
+        source = open_source(self.ref.origin(), self.settings)
+        manifest = source.resolve(self.ref)
+        self.report.resolving_s = monotonic() - self._started_s
+        self.report.model_id = manifest.model_id
+        warm = self._already_warm(manifest)
+        if warm is not None:
+            return warm
+        with self.store.begin_model(manifest, self.report.ref):
+            # The same model may have been resolved before from other keys; ids are equal then.
+            missing = self._missing(manifest)
+            self._need_bytes = sum(file.size_bytes for file in missing)
+            self._make_room(manifest, missing)
+            self._add_empty(missing)
+            transfer_s = monotonic()
+            self.fetch([file for file in missing if file.size_bytes], source)
+            publishing_s = monotonic()
+            self.report.transfer_s = publishing_s - transfer_s
+            self._phase = Phase.PUBLISHING
+            path = self.store.add_model(manifest)
+            self.store.remember_ref(self.ref, manifest.model_id, wall_clock_s())
+            self._write_report(cpu_before, publishing_s)
+        self._phase = Phase.DONE
+        self._tick()
+        return Snapshot(
+            path,
+            manifest.model_id,
+            self.report.ref,
+            fetched_bytes=self.report.fetched_bytes,
+            report=self.report,
+        )
+
+    def _already_warm(self, manifest: Manifest) -> Snapshot | None:
+        """The snapshot, if it is there and every blob is still the file that was published."""
+        path = self.store.snapshot_path(manifest.model_id)
+        if path is None:
+            return None
+        for blob, file in manifest.blobs().items():
+            if file.size_bytes and self.store.blob_state(blob) is not BlobState.INTACT:
+                return None
+        self.store.remember_ref(self.ref, manifest.model_id, wall_clock_s())
+        self.store.touch(manifest.model_id)
+        self.report.wall_s = monotonic() - self._started_s
+        return Snapshot(path, manifest.model_id, self.report.ref, report=self.report)
+
+    def _missing(self, manifest: Manifest) -> list[File]:
+        """Blobs to fetch. One that was changed behind our back is mended, not trusted."""
+        missing: list[File] = []
+        damaged: dict[BlobId, list[int]] = {}
+        for blob, file in manifest.blobs().items():
+            self.report.total_bytes += file.size_bytes
+            if not self.store.has_blob(blob, file.size_bytes):
+                missing.append(file)
+                continue
+            self._present_bytes += file.size_bytes
+            if self.store.blob_state(blob) is not BlobState.INTACT:
+                bad = repairs.bad_chunks(self.store, blob, file.size_bytes)
+                if bad:
+                    damaged[blob] = bad
+        self.report.files = len(manifest.blobs())
+        self.report.present_bytes = self._present_bytes
+        if damaged:
+            Repair(self.settings, self.store, manifest, damaged, self._progress).run()
+        return missing
+
+    def _make_room(self, manifest: Manifest, missing: Sequence[File]) -> None:
+        need = sum(file.size_bytes for file in missing if not self.store.has_partial(file.blob))
+        if need:
+            room.reserve(self.store, need, keep=manifest.model_id, now_s=wall_clock_s())
+
+    def _add_empty(self, missing: Sequence[File]) -> None:
+        """Empty files need no origin."""
+        empty = {file.blob for file in missing if not file.size_bytes}
+        if empty:
+            with self._small_blobs() as small:
+                for blob in empty:
+                    nothing = memoryview(b"")
+                    digest = xxhash.xxh3_128_digest(nothing)
+                    small.add(blob, nothing, xxh3=digest, verified="size")
+
+    def _write_report(self, cpu_before: os.times_result, publishing_s: float) -> None:
+        cpu_after = os.times()
+        report = self.report
+        report.cpu_s = cpu_after.user + cpu_after.system - cpu_before.user - cpu_before.system
+        report.fetched_bytes = sum(part.received_bytes for part in report.sources.values())
+        report.wall_s = monotonic() - self._started_s
+        report.publishing_s = monotonic() - publishing_s
+        self.store.save_report(ModelId(report.model_id), report.to_json())

@@ -1,0 +1,74 @@
+"""Mending damaged blobs: fetch the bad chunks again, and only those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from modelcache.agent.fetching import Fetching, ProgressCallback
+from modelcache.config import BLOCK_BYTES, Settings
+from modelcache.domain.manifests import BlobId, File, Manifest, ModelId
+from modelcache.domain.refs import parse_ref
+from modelcache.errors import ModelcacheError
+from modelcache.sources.opening import open_source
+from modelcache.store import Store, snapshots
+from modelcache.store import repair as repairs
+from modelcache.transfer.policy import write_mode
+
+
+class Repair(Fetching):
+    """Fetch the bad chunks of complete blobs again, and only those."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        manifest: Manifest,
+        damaged: dict[BlobId, list[int]],
+        progress: ProgressCallback | None,
+    ) -> None:
+        super().__init__(settings, store, parse_ref(manifest.origin), progress, None)
+        self._model = manifest
+        self._damaged = damaged
+
+    def run(self) -> None:
+        """Mend every damaged blob, then point the snapshots that hold it at the new file."""
+        source = open_source(self.ref, self.settings)
+        files = [self._model.blobs()[blob] for blob in self._damaged]
+        self.report.files = len(files)
+        self.report.total_bytes = sum(file.size_bytes for file in files)
+        with self.store.begin_model(self._model, "repair"):
+            for file in files:
+                if file.size_bytes > BLOCK_BYTES:
+                    self._begin(file)
+            self._add_empty_again(files)
+            self.fetch([file for file in files if file.size_bytes], source)
+            for model_id in self.store.model_ids():
+                self._relink(model_id)
+
+    def _begin(self, file: File) -> None:
+        """Set up a partial with the good chunks; the pull then resumes it."""
+        mode = write_mode(
+            self.settings.transfer.io,
+            size_bytes=file.size_bytes,
+            model_bytes=0,
+            available_bytes=0,
+            reader_follows=False,
+        )
+        if self.store.has_blob(file.blob, file.size_bytes):
+            bad = self._damaged[file.blob]
+            repairs.reopen(self.store, file.blob, file.size_bytes, bad, mode=mode).close()
+
+    def _add_empty_again(self, files: Sequence[File]) -> None:
+        with self._small_blobs() as small:
+            for file in files:
+                if not file.size_bytes:
+                    small.add(file.blob, memoryview(b""), xxh3=b"", verified="size")
+
+    def _relink(self, model_id: ModelId) -> None:
+        try:
+            manifest = self.store.manifest(model_id)
+        except ModelcacheError:
+            return  # another model's trouble, and verified on its own
+        for file in manifest.files:
+            if file.blob in self._damaged:
+                snapshots.relink(self.store.layout, manifest, file)

@@ -1,0 +1,127 @@
+"""Where everything lies in a store. Paths only; nothing here touches the disk.
+
+store.json                    {"format": 1}
+lock                          the store mutex: an flock, held for moments
+blobs/<2 hex>/<blob id>       complete and verified, read-only
+partial/<blob id>/            data, journal, lock of a blob under way
+partial/small-*/              small blobs waiting for their group commit
+models/<model id>/            manifest.json, report.json, last_used
+snapshots/<model id>/         the tree a pod sees: hard links to blobs
+refs/<sha256 of ref>.json     which model a ref meant, and when that was asked
+leases/<model id>/            reasons not to evict
+trash/                        on its way out
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from modelcache.domain.manifests import BlobId, ModelId
+from modelcache.domain.refs import Ref
+
+FORMAT: Final = 1
+SMALL_PREFIX: Final = "small-"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of one store."""
+
+    root: Path
+
+    @property
+    def marker(self) -> Path:
+        """Says which format the store has."""
+        return self.root / "store.json"
+
+    @property
+    def mutex(self) -> Path:
+        """The file whose lock is the store mutex."""
+        return self.root / "lock"
+
+    @property
+    def blobs(self) -> Path:
+        """Complete blobs."""
+        return self.root / "blobs"
+
+    @property
+    def partial(self) -> Path:
+        """Blobs under way."""
+        return self.root / "partial"
+
+    @property
+    def models(self) -> Path:
+        """Manifests and reports."""
+        return self.root / "models"
+
+    @property
+    def snapshots(self) -> Path:
+        """Trees of links."""
+        return self.root / "snapshots"
+
+    @property
+    def refs(self) -> Path:
+        """Resolved refs."""
+        return self.root / "refs"
+
+    @property
+    def leases(self) -> Path:
+        """Reasons not to evict."""
+        return self.root / "leases"
+
+    @property
+    def trash(self) -> Path:
+        """Renamed away, to be deleted."""
+        return self.root / "trash"
+
+    def folders(self) -> tuple[Path, ...]:
+        """Every folder a store has from the start."""
+        return (
+            self.blobs,
+            self.partial,
+            self.models,
+            self.snapshots,
+            self.refs,
+            self.leases,
+            self.trash,
+        )
+
+    def blob(self, blob: BlobId) -> Path:
+        """A complete blob. The folder is named by the first two digits of its hash."""
+        return self.blobs / fan_out(blob) / blob
+
+    def receipt(self, blob: BlobId) -> Path:
+        """Its receipt, where that is not kept in an extended attribute."""
+        return self.blobs / fan_out(blob) / f"{blob}.receipt"
+
+    def partial_blob(self, blob: BlobId) -> Path:
+        """Folder of a blob under way."""
+        return self.partial / blob
+
+    def manifest(self, model_id: ModelId) -> Path:
+        """What the model is made of."""
+        return self.models / model_id / "manifest.json"
+
+    def report(self, model_id: ModelId) -> Path:
+        """Where the time of its last pull went."""
+        return self.models / model_id / "report.json"
+
+    def last_used(self, model_id: ModelId) -> Path:
+        """A file whose modification time is the model's last use."""
+        return self.models / model_id / "last_used"
+
+    def snapshot(self, model_id: ModelId) -> Path:
+        """The tree a pod sees."""
+        return self.snapshots / model_id
+
+    def ref(self, ref: Ref) -> Path:
+        """What a ref was resolved to."""
+        return self.refs / f"{sha256(str(ref).encode()).hexdigest()}.json"
+
+
+def fan_out(blob: BlobId) -> str:
+    """Two hex digits that spread blobs over 256 folders."""
+    return blob.rpartition("-")[2][:2]

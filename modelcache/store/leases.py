@@ -1,0 +1,136 @@
+"""Leases: reasons why a model must not be evicted.
+
+A pin is a file that stays until it is removed. A process lease (a pull, a mount) is a file that
+its holder keeps locked: when the holder dies, however it dies, the lock is gone and so the lease.
+All changes are made under the store mutex, so nobody sees a lease between its two halves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from modelcache.domain.manifests import ModelId, canonical_json
+from modelcache.store import files
+from modelcache.store.layout import Layout
+
+PIN: Final = "pin"
+_PIN_FILE: Final = "pin.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseInfo:
+    """Why a model is protected. pid: 0 for a pin."""
+
+    kind: str
+    note: str
+    pid: int
+
+
+class Lease:
+    """A process lease at hand; release it, or die."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self._path = path
+        self._fd: int | None = fd
+
+    def release(self) -> None:
+        """Give up the protection. Idempotent."""
+        if self._fd is None:
+            return
+        files.unlink(self._path)
+        os.close(self._fd)
+        self._fd = None
+
+    def __enter__(self) -> Self:
+        """Hold."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Release."""
+        self.release()
+
+
+def hold(layout: Layout, model_id: ModelId, kind: str, note: str) -> Lease:
+    """Take a process lease. The caller has the store mutex."""
+    folder = layout.leases / model_id
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / f"{kind}-{secrets.token_hex(6)}.json"
+    fd = files.lock_file(path, wait=True)
+    assert fd is not None, "waited for"  # noqa: S101
+    os.write(fd, canonical_json({"kind": kind, "note": note, "pid": os.getpid()}))
+    return Lease(path, fd)
+
+
+def pin(layout: Layout, model_id: ModelId, note: str) -> None:
+    """Protect a model until it is unpinned. Idempotent. The caller has the store mutex."""
+    folder = layout.leases / model_id
+    folder.mkdir(mode=0o700, exist_ok=True)
+    data = canonical_json({"kind": PIN, "note": note, "pid": 0})
+    files.atomic_write(folder / _PIN_FILE, data)
+
+
+def unpin(layout: Layout, model_id: ModelId) -> bool:
+    """Remove the pin; False if there was none. The caller has the store mutex."""
+    path = layout.leases / model_id / _PIN_FILE
+    found = path.exists()
+    files.unlink(path)
+    return found
+
+
+def live(layout: Layout, model_id: ModelId) -> list[LeaseInfo]:
+    """The leases that hold now. Reading needs no mutex."""
+    found = []
+    for path in sorted((layout.leases / model_id).glob("*.json")):
+        info = _read(path)
+        if info is not None and (info.kind == PIN or _is_locked(path)):
+            found.append(info)
+    return found
+
+
+def reap(layout: Layout) -> int:
+    """Delete what dead holders left. The caller has the store mutex. Returns how many."""
+    reaped = 0
+    for path in layout.leases.glob("*/*.json"):
+        if path.name != _PIN_FILE and not _is_locked(path):
+            files.unlink(path)
+            reaped += 1
+    for folder in layout.leases.iterdir():
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    return reaped
+
+
+def _read(path: Path) -> LeaseInfo | None:
+    try:
+        raw = json.loads(path.read_bytes() or b"{}")
+        return LeaseInfo(
+            str(raw.get("kind", "?")), str(raw.get("note", "")), int(raw.get("pid", 0))
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError, TypeError):
+        return LeaseInfo("unreadable", path.name, 0)  # protect what cannot be understood
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # cannot tell: protect
+    try:
+        return not files.try_lock(fd)
+    finally:
+        os.close(fd)

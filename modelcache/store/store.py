@@ -1,0 +1,367 @@
+"""The store: everything one node has, behind one object.
+
+It owns the files under its root and the locks that keep several processes out of each other's way.
+It must not know what a network is. Anything that changes which blobs or models exist happens under
+the store mutex, which is held for moments and never while bytes move.
+
+A model lives through: `begin_model` (manifest stored, lease held: warming), blobs arriving through
+`writer` and `small_blobs`, `add_model` (snapshot shown: warm), and in the end `remove_model`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, Self
+
+from modelcache.config import StoreSettings
+from modelcache.domain.manifests import (
+    BlobId,
+    Manifest,
+    ModelId,
+    canonical_json,
+)
+from modelcache.domain.ranges import ChunkGrid
+from modelcache.domain.refs import Ref, parse_ref
+from modelcache.errors import (
+    CorruptData,
+    InvalidRef,
+    Leased,
+    NotInStore,
+    StoreError,
+    StoreReadOnly,
+    StoreTooNew,
+    UsageError,
+)
+from modelcache.store import files, leases, receipts, small, snapshots
+from modelcache.store.journal import read_header, read_records
+from modelcache.store.layout import FORMAT, Layout
+from modelcache.store.leases import Lease, LeaseInfo
+from modelcache.store.receipts import BlobState, Receipt
+from modelcache.store.small import SmallBlobs
+from modelcache.store.writer import BlobWriter, WriteMode
+
+PREFIX_MIN: Final = 4  # hex digits of a model id that may stand for all of it
+ID_LENGTH: Final = 64
+
+
+class Store:
+    """See the module. Thread-safe: state is on the disk, under locks."""
+
+    def __init__(self, layout: Layout, settings: StoreSettings, *, writable: bool) -> None:
+        self.layout = layout
+        self.settings = settings
+        self.writable = writable
+
+    @classmethod
+    def open(cls, settings: StoreSettings, *, write: bool = True) -> Self:
+        """Open the store, making it where there is none and `write` is asked for.
+
+        What killed processes left behind and is whole is taken in. Raises StoreTooNew,
+        StoreReadOnly, StoreError.
+        """
+        layout = Layout(settings.path)
+        store = cls(layout, settings, writable=write)
+        with files.translated(settings.path):
+            if write and not layout.marker.exists():
+                store._create()
+            store._check_format()
+            if write:
+                if not os.access(layout.root, os.W_OK):
+                    raise StoreReadOnly(f"store {layout.root} cannot be written by this user")
+                small.adopt(layout)
+        return store
+
+    # Blobs
+
+    def has_blob(self, blob: BlobId, size_bytes: int) -> bool:
+        """Whether the blob is complete here. One stat; see `blob_state` for more doubt."""
+        try:
+            return self.layout.blob(blob).stat().st_size == size_bytes
+        except FileNotFoundError:
+            return False
+
+    def blob_state(self, blob: BlobId) -> BlobState:
+        """Whether the blob is still the file that was published."""
+        return receipts.state(self.layout.blob(blob), self.receipt(blob))
+
+    def receipt(self, blob: BlobId) -> Receipt | None:
+        """Chunk hashes and how the origin vouched."""
+        return receipts.read(self.layout.blob(blob), self.layout.receipt(blob))
+
+    def writer(self, blob: BlobId, size_bytes: int, *, mode: WriteMode) -> BlobWriter:
+        """Begin or continue a blob. Raises BlobBusy, StoreFull, StoreReadOnly."""
+        grid = ChunkGrid(size_bytes, self.settings.chunk_bytes)
+        return BlobWriter(self.layout, blob, grid, mode)
+
+    def small_blobs(self) -> SmallBlobs:
+        """A group of small blobs of this process."""
+        return SmallBlobs(self.layout, self.settings.chunk_bytes)
+
+    def has_partial(self, blob: BlobId) -> bool:
+        """Whether somebody began this blob."""
+        return (self.layout.partial_blob(blob) / "journal").exists()
+
+    def partial_bytes(self, blob: BlobId) -> int:
+        """Bytes of a blob under way that are stored, whoever fetches it."""
+        try:
+            data = (self.layout.partial_blob(blob) / "journal").read_bytes()
+        except OSError:
+            return 0
+        header = read_header(data, blob)
+        if header is None:
+            return 0
+        grid, boot = header
+        return sum(grid.span(chunk).size_bytes for chunk in read_records(data, grid, boot))
+
+    # Models
+
+    def begin_model(self, manifest: Manifest, note: str) -> Lease:
+        """Protect a model that is about to be fetched, and write down what it consists of."""
+        path = self.layout.manifest(manifest.model_id)
+        with self.mutex(), files.translated(path):
+            lease = leases.hold(self.layout, manifest.model_id, "pull", note)
+            try:
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                if not path.exists():
+                    files.atomic_write(path, manifest.to_json())
+                self._touch(manifest.model_id)
+            except BaseException:
+                lease.release()
+                raise
+        return lease
+
+    def add_model(self, manifest: Manifest) -> Path:
+        """Show the snapshot; all blobs must be here. Idempotent. Raises CorruptData, StoreError."""
+        path = snapshots.build(self.layout, manifest)
+        self.touch(manifest.model_id)
+        return path
+
+    def snapshot_path(self, model_id: ModelId) -> Path | None:
+        """The tree of a warm model."""
+        path = self.layout.snapshot(model_id)
+        return path if path.is_dir() else None
+
+    def manifest(self, model_id: ModelId) -> Manifest:
+        """What a model consists of. Raises NotInStore, CorruptData."""
+        try:
+            manifest = Manifest.from_json(self.layout.manifest(model_id).read_bytes())
+        except FileNotFoundError as error:
+            raise NotInStore(f"model {model_id[:12]} is not in the store") from error
+        if manifest.model_id != model_id:
+            raise CorruptData(f"manifest of model {model_id[:12]} was changed; remove and pull it")
+        return manifest
+
+    def model_ids(self) -> list[ModelId]:
+        """Every model, warm or warming, in a stable order."""
+        try:
+            names = sorted(path.name for path in self.layout.models.iterdir())
+        except FileNotFoundError:
+            return []
+        return [ModelId(name) for name in names if len(name) == ID_LENGTH]
+
+    def find(self, what: str) -> ModelId:
+        """The model meant by an id, a prefix of one, or a ref. Raises NotInStore, UsageError."""
+        if "://" in what:
+            recalled = self.recall_ref(parse_ref(what))
+            if recalled is None:
+                raise NotInStore(f"{parse_ref(what).redacted()} was not pulled into this store")
+            return recalled[0]
+        lowered = what.lower()
+        if len(lowered) < PREFIX_MIN or not set(lowered) <= set("0123456789abcdef"):
+            raise UsageError(f"{what!r} is neither a ref nor a model id (4 or more hex digits)")
+        matching = [model_id for model_id in self.model_ids() if model_id.startswith(lowered)]
+        if not matching:
+            raise NotInStore(f"no model in this store starts with {lowered}")
+        if len(matching) > 1:
+            raise UsageError(f"{lowered} means {len(matching)} models; write more digits")
+        return matching[0]
+
+    def touch(self, model_id: ModelId) -> None:
+        """Note that a model is used now; a store that cannot be written is left alone."""
+        if self.writable:
+            with suppress(FileNotFoundError):
+                self._touch(model_id)
+
+    def last_used_s(self, model_id: ModelId) -> float:
+        """Seconds since the epoch; 0 when never."""
+        try:
+            return self.layout.last_used(model_id).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def save_report(self, model_id: ModelId, report: Mapping[str, Any]) -> None:
+        """Keep what a pull reported."""
+        with files.translated(self.layout.report(model_id)), suppress(FileNotFoundError):
+            files.atomic_write(self.layout.report(model_id), canonical_json(report))
+
+    def report(self, model_id: ModelId) -> dict[str, Any] | None:
+        """What the last pull of a model reported."""
+        try:
+            report: dict[str, Any] = json.loads(self.layout.report(model_id).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return report
+
+    # Refs
+
+    def remember_ref(self, ref: Ref, model_id: ModelId, now_s: float) -> None:
+        """Note what a ref was resolved to."""
+        value = {"model_id": model_id, "ref": str(ref), "resolved_at_s": now_s}
+        with files.translated(self.layout.refs):
+            files.atomic_write(self.layout.ref(ref), canonical_json(value))
+
+    def recall_ref(self, ref: Ref) -> tuple[ModelId, float] | None:
+        """What a ref was resolved to, and when (seconds since the epoch)."""
+        found = _read_ref(self.layout.ref(ref))
+        return found[1:] if found else None
+
+    def refs(self) -> dict[ModelId, list[str]]:
+        """Every remembered ref by model, as users may see them (without URLs' queries)."""
+        found: dict[ModelId, list[str]] = {}
+        for path in sorted(self.layout.refs.glob("*.json")):
+            entry = _read_ref(path)
+            if entry is not None:
+                with suppress(InvalidRef):
+                    found.setdefault(entry[1], []).append(parse_ref(entry[0]).redacted())
+        return found
+
+    # Leases
+
+    def pin(self, model_id: ModelId, note: str = "") -> None:
+        """Protect a model until it is unpinned. Idempotent."""
+        with self.mutex(), files.translated(self.layout.leases):
+            leases.pin(self.layout, model_id, note)
+
+    def unpin(self, model_id: ModelId) -> bool:
+        """Remove the pin; False if there was none."""
+        with self.mutex(), files.translated(self.layout.leases):
+            return leases.unpin(self.layout, model_id)
+
+    def leases(self, model_id: ModelId) -> list[LeaseInfo]:
+        """Why a model is protected now."""
+        return leases.live(self.layout, model_id)
+
+    def remove_model(self, model_id: ModelId, *, force: bool = False) -> int:
+        """Remove a model and the blobs that only it held; returns the bytes freed.
+
+        Raises Leased, naming the leases, unless `force`. A crash in the middle leaves blobs that
+        garbage collection finds, or a model that is warming again.
+        """
+        with self.mutex():
+            held = self.leases(model_id)
+            if held and not force:
+                why = ", ".join(f"{lease.kind} {lease.note}".strip() for lease in held)
+                raise Leased(f"model {model_id[:12]} is protected ({why}); unpin it or use --force")
+            return self.drop_model(model_id)
+
+    def drop_model(self, model_id: ModelId) -> int:
+        """The removal itself. The caller has the mutex and has looked at the leases."""
+        try:
+            mine = {blob: file.size_bytes for blob, file in self.manifest(model_id).blobs().items()}
+        except (CorruptData, NotInStore):
+            mine = {}
+        others = self.referenced_blobs(without=model_id)
+        freed = 0
+        with files.translated(self.layout.root):
+            self._trash(self.layout.snapshot(model_id))
+            self._trash(self.layout.models / model_id)
+            self._trash(self.layout.leases / model_id)
+            for path in self.layout.refs.glob("*.json"):
+                entry = _read_ref(path)
+                if entry is not None and entry[1] == model_id:
+                    files.unlink(path)
+            for blob, size_bytes in mine.items():
+                if blob in others:
+                    continue
+                if self.has_blob(blob, size_bytes):
+                    freed += size_bytes
+                self.drop_blob(blob)
+        self.empty_trash()
+        return freed
+
+    def drop_blob(self, blob: BlobId) -> None:
+        """Delete a blob, its receipt and what is there of it. Open files go on being readable."""
+        files.unlink(self.layout.blob(blob))
+        files.unlink(self.layout.receipt(blob))
+        folder = self.layout.partial_blob(blob)
+        if folder.is_dir():
+            fd = files.lock_file(folder / "lock", wait=False)
+            if fd is not None:
+                try:
+                    files.remove_tree(folder)
+                finally:
+                    os.close(fd)
+
+    def referenced_blobs(self, *, without: ModelId | None = None) -> set[BlobId]:
+        """Blobs that some manifest lists. An unreadable manifest protects nothing."""
+        found: set[BlobId] = set()
+        for model_id in self.model_ids():
+            if model_id != without:
+                with suppress(CorruptData, NotInStore):
+                    found.update(file.blob for file in self.manifest(model_id).files)
+        return found
+
+    @contextmanager
+    def mutex(self) -> Iterator[None]:
+        """Keep every other process and thread from changing what exists. For moments only."""
+        with files.translated(self.layout.mutex):
+            fd = files.lock_file(self.layout.mutex, wait=True)
+        assert fd is not None, "waited for"  # noqa: S101
+        try:
+            yield
+        finally:
+            os.close(fd)
+
+    def empty_trash(self) -> None:
+        """Delete what was renamed away; another process may be at it too."""
+        for path in list(self.layout.trash.iterdir()):
+            with suppress(FileNotFoundError):
+                if path.is_dir():
+                    files.remove_tree(path)
+                else:
+                    files.unlink(path)
+
+    def _trash(self, path: Path) -> None:
+        """Make a tree disappear at once; deleting it may take its time."""
+        if path.exists():
+            files.rename(path, self.layout.trash / f"{path.name}-{secrets.token_hex(4)}")
+
+    def _touch(self, model_id: ModelId) -> None:
+        path = self.layout.last_used(model_id)
+        path.touch(mode=0o600)
+        os.utime(path)
+
+    def _create(self) -> None:
+        self.layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in self.layout.folders():
+            folder.mkdir(mode=0o700, exist_ok=True)
+        # The marker comes last: a store without it is made again from the start.
+        files.atomic_write(self.layout.marker, canonical_json({"format": FORMAT}))
+
+    def _check_format(self) -> None:
+        try:
+            found = json.loads(self.layout.marker.read_bytes())["format"]
+        except FileNotFoundError:
+            return  # opened for reading before anything was pulled
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{self.layout.marker} is damaged; is this a modelcache store?"
+            ) from error
+        if not isinstance(found, int) or found > FORMAT:
+            raise StoreTooNew(
+                f"store {self.layout.root} has format {found}, this version knows {FORMAT}; "
+                "use a newer modelcache, or another --store"
+            )
+
+
+def _read_ref(path: Path) -> tuple[str, ModelId, float] | None:
+    try:
+        raw = json.loads(path.read_bytes())
+        return str(raw["ref"]), ModelId(str(raw["model_id"])), float(raw["resolved_at_s"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a hint, no more: the origin is asked again

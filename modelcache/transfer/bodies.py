@@ -1,0 +1,92 @@
+"""Where the bytes of a run come from, and what must hold before the first of them is believed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Protocol
+
+from modelcache.domain.manifests import File
+from modelcache.domain.ranges import ByteRange
+from modelcache.errors import Forbidden, NotFound, OriginChanged, SourceUnavailable
+from modelcache.sources.source import LocalTarget
+
+
+class Body(Protocol):
+    """Bytes of one run, in order."""
+
+    def read_into(self, view: memoryview) -> int:
+        """Fill `view`; fewer bytes only at the end. Raises SourceUnavailable."""
+        ...
+
+
+class LocalBody:
+    """A file of this machine, read from an offset on."""
+
+    def __init__(self, target: LocalTarget, start: int) -> None:
+        """Raises NotFound, Forbidden."""
+        try:
+            self._fd = os.open(target.path, os.O_RDONLY | os.O_CLOEXEC)
+        except PermissionError as error:
+            raise Forbidden(f"{target.path} may not be read by this user") from error
+        except OSError as error:
+            raise NotFound(f"{target.path} cannot be opened: {error.strerror}") from error
+        self._path = target.path
+        self._offset = start
+
+    def read_into(self, view: memoryview) -> int:
+        """See Body."""
+        filled = 0
+        while filled < len(view):
+            try:
+                size = os.preadv(self._fd, [view[filled:]], self._offset + filled)
+            except OSError as error:
+                raise SourceUnavailable(f"{self._path}: {error.strerror}") from error
+            if not size:
+                break
+            filled += size
+        self._offset += filled
+        return filled
+
+    def __del__(self) -> None:
+        """Close; a body lives as long as its run."""
+        if hasattr(self, "_fd"):
+            os.close(self._fd)
+
+
+def check_length(
+    file: File, span: ByteRange | None, headers: Mapping[str, str], length_bytes: int | None
+) -> None:
+    """Check that a response carries `span` of `file` (None: all of it) and nothing else.
+
+    Believes a range only by its Content-Range: the status may be 206, or 200 from servers that
+    get it wrong; a 200 without one is the whole file. Raises SourceUnavailable for a wrong answer
+    to a range, OriginChanged when the whole has another size than was listed.
+    """
+    content_range = headers.get("content-range")
+    if span is not None and (content_range is not None or span.size_bytes != file.size_bytes):
+        expected = f"bytes {span.start}-{span.end - 1}/{file.size_bytes}"
+        if content_range is None:
+            raise SourceUnavailable("the server ignored the range that was asked for")
+        if content_range.strip() != expected:
+            total = content_range.rpartition("/")[2]
+            if total.isdigit() and int(total) != file.size_bytes:
+                raise OriginChanged(_resized(file, int(total)))
+            raise SourceUnavailable(f"asked for {expected!r}, was offered {content_range[:80]!r}")
+    wanted = file.size_bytes if span is None else span.size_bytes
+    if length_bytes is not None and length_bytes != wanted:
+        if span is None:
+            raise OriginChanged(_resized(file, length_bytes))
+        raise SourceUnavailable(f"asked for {wanted} bytes, was offered {length_bytes}")
+
+
+def is_content_address(file: File) -> bool:
+    """Whether the blob is named by its own SHA-256, which then is the checksum to check."""
+    return file.blob.startswith("sha256-")
+
+
+def _resized(file: File, size_bytes: int) -> str:
+    return (
+        f"{file.path} has changed at the origin: {file.size_bytes} bytes were listed, now it has "
+        f"{size_bytes}; pull again to resolve it anew"
+    )

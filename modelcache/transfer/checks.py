@@ -1,0 +1,400 @@
+"""Is a blob what its origin says it is? One check per blob, fed while chunks arrive.
+
+Three ways, chosen by what the origin publishes (`check_for`):
+
+- `CombinedCheck`: CRCs of the chunks, in whatever order they came, combined at the end. Free.
+- `PartsCheck`: the same for multipart objects whose checksum is over the checksums of the parts;
+  a chunk's bytes are hashed in pieces cut where parts meet.
+- `InOrderCheck`: SHA-256, SHA-1 and MD5 cannot be combined, so they follow the contiguous frontier
+  of stored chunks. Chunks that land beyond it wait in memory if there is room, or are read back.
+
+Every chunk is also hashed with XXH3-128 for the store; that guards the disk, not the origin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import xxhash
+
+from modelcache.config import BLOCK_BYTES
+from modelcache.domain.manifests import Algorithm, Checksum, File
+from modelcache.domain.ranges import MIB, ByteRange, ChunkGrid
+from modelcache.store import BlobWriter
+from modelcache.transfer.buffers import Block, BufferPool
+
+MD5_BYTES_MAX: Final = 64 * MIB  # a tenth of a second on one core; beyond it MD5 would set the pace
+
+Crc = Callable[[memoryview, int], int]
+Combine = Callable[[int, int, int], int]  # (crc of A, crc of B, bytes of B) -> crc of A + B
+
+
+def crc_functions(algorithm: Algorithm) -> tuple[Crc, Combine, int]:
+    """The CRC of a buffer (continuing another), the combination of two, and its width in bytes."""
+    from awscrt import checksums  # noqa: PLC0415 - a native library; only where a CRC is published
+
+    match algorithm:
+        case Algorithm.CRC64NVME:
+            return checksums.crc64nvme, checksums.combine_crc64nvme, 8
+        case Algorithm.CRC32C:
+            return checksums.crc32c, checksums.combine_crc32c, 4
+        case Algorithm.CRC32:
+            return zlib.crc32, checksums.combine_crc32, 4
+        case _:
+            raise AssertionError(algorithm)
+
+
+class ChunkHash:
+    """XXH3-128 of one chunk, and its CRC where the check wants one; fed block by block."""
+
+    __slots__ = ("_crc", "_cuts", "_offset", "_xxh3", "pieces")
+
+    def __init__(self, start: int, crc: Crc | None = None, cuts: Sequence[int] = ()) -> None:
+        self._xxh3 = xxhash.xxh3_128()
+        self._crc = crc
+        self._cuts = cuts  # absolute offsets inside the chunk where pieces end
+        self._offset = start
+        self.pieces: list[tuple[int, int]] = [(start, 0)] if crc else []  # (end so far, crc)
+
+    def update(self, view: memoryview) -> None:
+        """Take the next bytes of the chunk."""
+        self._xxh3.update(view)
+        if self._crc is None:
+            return
+        while len(view):
+            cut = next((cut for cut in self._cuts if cut > self._offset), None)
+            size = len(view) if cut is None else min(len(view), cut - self._offset)
+            end, value = self.pieces[-1]
+            self.pieces[-1] = (end + size, self._crc(view[:size], value))
+            self._offset += size
+            view = view[size:]
+            if cut == self._offset and len(view):
+                self.pieces.append((self._offset, 0))
+
+    @property
+    def xxh3(self) -> bytes:
+        """16 bytes."""
+        return self._xxh3.digest()
+
+    @property
+    def crc(self) -> int | None:
+        """CRC of the whole chunk, where it is one piece."""
+        return self.pieces[0][1] if len(self.pieces) == 1 else None
+
+
+class BlobCheck(Protocol):
+    """What the engine feeds while a blob arrives, and asks when it is complete. Thread-safe."""
+
+    name: str | None  # for the receipt: which checksum vouches; None: the origin published none
+    in_order: bool
+
+    def hasher(self, chunk: int) -> ChunkHash:
+        """A fresh hash for one chunk."""
+        ...
+
+    def stored(self, chunk: int, hashed: ChunkHash, blocks: list[Block]) -> None:
+        """A chunk is in the store. Takes over `blocks`: its bytes, its last few, or none."""
+        ...
+
+    def bad_chunks(self, writer: BlobWriter) -> list[int] | None:
+        """None if the origin's checksum holds; else the chunks in doubt. All chunks are stored."""
+        ...
+
+
+class UncheckedBlob:
+    """The origin published nothing we can check: size, pin and our own chunk hashes remain."""
+
+    name: str | None = None
+    in_order = False
+
+    def __init__(self, grid: ChunkGrid) -> None:
+        self._grid = grid
+
+    def hasher(self, chunk: int) -> ChunkHash:
+        """See BlobCheck."""
+        return ChunkHash(self._grid.span(chunk).start)
+
+    def stored(self, chunk: int, hashed: ChunkHash, blocks: list[Block]) -> None:
+        """See BlobCheck."""
+        del chunk, hashed
+        _release(blocks)
+
+    def bad_chunks(self, writer: BlobWriter) -> list[int] | None:
+        """See BlobCheck."""
+        del writer
+        return None
+
+
+class CombinedCheck:
+    """A CRC over the whole blob, combined from its chunks' CRCs, which the journal keeps."""
+
+    in_order = False
+
+    def __init__(self, checksum: Checksum, grid: ChunkGrid) -> None:
+        self.name: str | None = checksum.algorithm.value
+        self._grid = grid
+        self._expected = int(checksum.value, 16)
+        self._crc, self._combine, _ = crc_functions(checksum.algorithm)
+
+    def hasher(self, chunk: int) -> ChunkHash:
+        """See BlobCheck."""
+        return ChunkHash(self._grid.span(chunk).start, self._crc)
+
+    def stored(self, chunk: int, hashed: ChunkHash, blocks: list[Block]) -> None:
+        """See BlobCheck."""
+        del chunk, hashed
+        _release(blocks)
+
+    def bad_chunks(self, writer: BlobWriter) -> list[int] | None:
+        """See BlobCheck."""
+        whole = 0
+        for chunk in range(self._grid.count):
+            span = self._grid.span(chunk)
+            crc = writer.crc(chunk)
+            if crc is None:  # stored by a pull that knew no checksum
+                crc = _crc_of(writer, span, self._crc)
+            whole = self._combine(whole, crc, span.size_bytes)
+        return None if whole == self._expected else list(range(self._grid.count))
+
+
+class PartsCheck:
+    """A CRC over the CRCs of an object's parts (S3's COMPOSITE checksums)."""
+
+    in_order = False
+
+    def __init__(self, checksum: Checksum, grid: ChunkGrid) -> None:
+        self.name: str | None = f"{checksum.algorithm.value}-parts"
+        self._grid = grid
+        self._checksum = checksum
+        self._crc, self._combine, self._width = crc_functions(checksum.algorithm)
+        self._pieces: dict[int, list[tuple[int, int]]] = {}
+        self._ends: list[int] = []
+        for size in checksum.parts:
+            self._ends.append((self._ends[-1] if self._ends else 0) + size)
+
+    def hasher(self, chunk: int) -> ChunkHash:
+        """See BlobCheck."""
+        span = self._grid.span(chunk)
+        cuts = [end for end in self._ends if span.start < end < span.end]
+        return ChunkHash(span.start, self._crc, cuts)
+
+    def stored(self, chunk: int, hashed: ChunkHash, blocks: list[Block]) -> None:
+        """See BlobCheck."""
+        self._pieces[chunk] = hashed.pieces
+        _release(blocks)
+
+    def bad_chunks(self, writer: BlobWriter) -> list[int] | None:
+        """See BlobCheck."""
+        values = self._part_values(writer)
+        digest = self._crc(memoryview(b"".join(v.to_bytes(self._width) for v in values)), 0)
+        if digest == int(self._checksum.value, 16):
+            return None
+        expected = self._checksum.part_values
+        if len(expected) != len(values):
+            return list(range(self._grid.count))
+        wrong = [index for index, value in enumerate(values) if int(expected[index], 16) != value]
+        starts = [0, *self._ends]
+        chunk_bytes = self._grid.chunk_bytes
+        chunks = {
+            chunk
+            for part in wrong
+            for chunk in range(starts[part] // chunk_bytes, -(-starts[part + 1] // chunk_bytes))
+        }
+        return sorted(chunks) or list(range(self._grid.count))
+
+    def _part_values(self, writer: BlobWriter) -> list[int]:
+        values = [0] * len(self._ends)
+        part = 0
+        start = 0
+        for chunk in range(self._grid.count):
+            for end, crc in self._pieces.get(chunk) or self._read_pieces(writer, chunk):
+                values[part] = self._combine(values[part], crc, end - start)
+                start = end
+                if end == self._ends[part]:
+                    part += 1
+        return values
+
+    def _read_pieces(self, writer: BlobWriter, chunk: int) -> list[tuple[int, int]]:
+        hashed = self.hasher(chunk)
+        _read_back(writer, self._grid.span(chunk), hashed.update)
+        return hashed.pieces
+
+
+class InOrderCheck:
+    """A hash that must see the bytes in order, over the whole blob or part by part."""
+
+    in_order = True
+
+    def __init__(
+        self, checksum: Checksum, grid: ChunkGrid, pool: BufferPool, writer: BlobWriter
+    ) -> None:
+        self.name: str | None = checksum.algorithm.value + ("-parts" if checksum.parts else "")
+        self._checksum = checksum
+        self._grid = grid
+        self._pool = pool
+        self._writer = writer
+        self._lock = threading.Lock()
+        self._busy = False
+        self._held: dict[int, list[Block]] = {}
+        self._restart()
+
+    def hasher(self, chunk: int) -> ChunkHash:
+        """See BlobCheck."""
+        return ChunkHash(self._grid.span(chunk).start)
+
+    def stored(self, chunk: int, hashed: ChunkHash, blocks: list[Block]) -> None:
+        """See BlobCheck."""
+        del hashed
+        whole = len(blocks) * BLOCK_BYTES >= self._grid.span(chunk).size_bytes
+        with self._lock:
+            # Keep what lands beyond the frontier only while most of the pool is free.
+            if whole and chunk >= self._next and self._pool.free > self._pool.blocks // 4:
+                _release(self._held.pop(chunk, []))
+                self._held[chunk] = blocks
+            else:
+                _release(blocks)
+            if self._busy:
+                return
+            self._busy = True
+        self._advance()
+
+    def bad_chunks(self, writer: BlobWriter) -> list[int] | None:
+        """See BlobCheck."""
+        with self._lock:
+            self._busy = True
+        self._advance()
+        with self._lock:
+            assert self._next == self._grid.count, "all chunks are stored"  # noqa: S101
+            digest = self._final_digest()
+            if digest.hex() == self._checksum.value:
+                return None
+            self._restart()
+            del writer
+            return list(range(self._grid.count))
+
+    def _restart(self) -> None:
+        self._next = 0
+        self._hash = hashlib.new(self._checksum.algorithm.value, usedforsecurity=False)
+        self._digests: list[bytes] = []
+        self._part_left = self._checksum.parts[0] if self._checksum.parts else self._grid.size_bytes
+
+    def _advance(self) -> None:
+        """Hash from the frontier on while the next chunk is stored. One thread at a time."""
+        while True:
+            with self._lock:
+                done = self._next >= self._grid.count or not self._writer.is_done(self._next)
+                if done:
+                    self._busy = False
+                    return
+                chunk = self._next
+                blocks = self._held.pop(chunk, None)
+            span = self._grid.span(chunk)
+            if blocks is None:
+                _read_back(self._writer, span, self._update)
+            else:
+                left = span.size_bytes
+                for block in blocks:
+                    self._update(block.view[: min(left, BLOCK_BYTES)])
+                    left -= BLOCK_BYTES
+                _release(blocks)
+            with self._lock:
+                self._next += 1
+
+    def _update(self, view: memoryview) -> None:
+        while len(view) > self._part_left:
+            self._hash.update(view[: self._part_left])
+            view = view[self._part_left :]
+            self._next_part()
+        self._hash.update(view)
+        self._part_left -= len(view)
+
+    def _next_part(self) -> None:
+        self._digests.append(self._hash.digest())
+        self._hash = hashlib.new(self._checksum.algorithm.value, usedforsecurity=False)
+        self._part_left = self._checksum.parts[len(self._digests)]
+
+    def _final_digest(self) -> bytes:
+        if not self._checksum.parts:
+            return self._hash.digest()
+        parts = b"".join([*self._digests, self._hash.digest()])
+        return hashlib.new(self._checksum.algorithm.value, parts, usedforsecurity=False).digest()
+
+
+def best_checksum(file: File, *, verify_md5: bool) -> Checksum | None:
+    """The first published checksum that is worth its cost; sources list the best first."""
+    for checksum in file.checksums:
+        if checksum.parts and sum(checksum.parts) != file.size_bytes:
+            continue
+        costly = checksum.algorithm is Algorithm.MD5 and file.size_bytes > MD5_BYTES_MAX
+        if verify_md5 or not costly:
+            return checksum
+    return None
+
+
+def check_for(file: File, writer: BlobWriter, pool: BufferPool, *, verify_md5: bool) -> BlobCheck:
+    """The check of what the origin publishes for `file`."""
+    grid = writer.grid
+    checksum = best_checksum(file, verify_md5=verify_md5)
+    if checksum is None:
+        return UncheckedBlob(grid)
+    if not checksum.algorithm.combines:
+        return InOrderCheck(checksum, grid, pool, writer)
+    return (PartsCheck if checksum.parts else CombinedCheck)(checksum, grid)
+
+
+def matches(checksum: Checksum, view: memoryview) -> bool:
+    """Whether a blob held in memory has this checksum. Multipart ones are cut at their parts."""
+    if not checksum.parts:
+        return _digest(checksum.algorithm, view).hex() == checksum.value
+    if sum(checksum.parts) != len(view):
+        return False
+    digests = []
+    for size in checksum.parts:
+        digests.append(_digest(checksum.algorithm, view[:size]))
+        view = view[size:]
+    whole = _digest(checksum.algorithm, memoryview(b"".join(digests)))
+    return whole.hex() == checksum.value
+
+
+def _digest(algorithm: Algorithm, view: memoryview) -> bytes:
+    if algorithm.combines:
+        crc, _, width = crc_functions(algorithm)
+        return crc(view, 0).to_bytes(width)
+    return hashlib.new(algorithm.value, view, usedforsecurity=False).digest()
+
+
+def _crc_of(writer: BlobWriter, span: ByteRange, crc: Crc) -> int:
+    hashed = ChunkHash(span.start, crc)
+    _read_back(writer, span, hashed.update)
+    return hashed.pieces[0][1]
+
+
+def _read_back(writer: BlobWriter, span: ByteRange, update: Callable[[memoryview], None]) -> None:
+    """Feed the stored bytes of `span` to `update`. Rare: resumed blobs and full pools."""
+    buffer = _scratch()
+    for start in range(span.start, span.end, BLOCK_BYTES):
+        size = min(BLOCK_BYTES, span.end - start)
+        writer.read(start, buffer, size)
+        update(buffer[:size])
+
+
+_local = threading.local()
+
+
+def _scratch() -> memoryview:
+    """One aligned block per thread, outside the pool: reading back must not wait for the pool."""
+    if not hasattr(_local, "block"):
+        import mmap  # noqa: PLC0415 - rare path
+
+        _local.block = memoryview(mmap.mmap(-1, BLOCK_BYTES))
+    block: memoryview = _local.block
+    return block
+
+
+def _release(blocks: list[Block]) -> None:
+    for block in blocks:
+        block.release()

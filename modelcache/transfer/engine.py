@@ -1,0 +1,440 @@
+"""The engine: joins planner, sources and store; runs actions on worker threads, feeds events back.
+
+One lock guards the planner and the queue of its actions. A worker that has finished something
+takes the lock, tells the planner, and usually walks off with the next action itself, so a chunk
+costs no hand-over between threads. The thread that called `run` only waits, reports progress and
+watches for cancellation.
+
+It decides nothing about what to fetch, and knows nothing of models: blobs come in, blobs are
+published. Whatever kills the process, the store holds every chunk that was reported as stored.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import monotonic, perf_counter
+from typing import Final
+
+from modelcache.config import BLOCK_BYTES, TransferSettings
+from modelcache.domain.manifests import BlobId
+from modelcache.errors import (
+    Cancelled,
+    CorruptData,
+    CredentialsExpired,
+    ModelcacheError,
+    SourceRefused,
+    SourceUnavailable,
+    StoreError,
+    Throttled,
+)
+from modelcache.planner import (
+    Action,
+    AttemptEnded,
+    AttemptFailed,
+    AttemptId,
+    BlobAdded,
+    BlobDropped,
+    BlobsAdded,
+    Cancel,
+    ChunksLost,
+    ChunkStored,
+    Event,
+    Failure,
+    Fetch,
+    Finish,
+    Forget,
+    GiveUp,
+    Planner,
+    PlannerLimits,
+    Remedy,
+    TimerDue,
+    Wake,
+)
+from modelcache.store import BlobBusy, BlobWriter, SmallBlobs
+from modelcache.transfer.buffers import BufferPool
+from modelcache.transfer.checks import check_for
+from modelcache.transfer.jobs import BlobJob
+from modelcache.transfer.pacing import Pacer
+from modelcache.transfer.report import Report, SourceReport
+from modelcache.transfer.worker import Tools, Worker
+
+TICK_S: Final = 0.1  # progress and cancellation are looked at this often
+EVENTS_MAX: Final = 200  # lines of trouble kept for the report
+STOP_WAIT_S: Final = 60.0  # workers end within their stall timeout; a hung disk may take longer
+
+OpenWriter = Callable[[BlobJob], BlobWriter]
+
+
+class Transfer:
+    """Fetches a set of blobs. Use once: `run` ends with everything published, or raises."""
+
+    def __init__(
+        self,
+        settings: TransferSettings,
+        small: SmallBlobs,
+        open_writer: OpenWriter,
+        report: Report,
+    ) -> None:
+        """`open_writer` makes the store's writer for a job; it may raise BlobBusy or StoreError."""
+        pool = BufferPool(settings.memory_bytes)
+        limits = PlannerLimits(
+            batch_blob_bytes=BLOCK_BYTES,
+            connections_start=settings.connections_start,
+            connections_max=max(1, min(settings.connections_max, pool.blocks // 2)),
+            retries_max=settings.retries_max,
+        )
+        self.busy: list[BlobJob] = []  # blobs that somebody else is fetching
+        self._settings = settings
+        self._planner = Planner(limits)
+        self._pool = pool
+        self._small = small
+        self._make_writer = open_writer
+        self._report = report
+        self._tools = Tools(
+            settings=settings,
+            pool=pool,
+            pacer=Pacer(settings.bandwidth_limit_bytes_s),
+            small=small,
+            open_writer=self._open_writer,
+            chunk_stored=self._chunk_stored,
+        )
+        self._jobs: dict[BlobId, BlobJob] = {}
+        self._unfinished: set[BlobId] = set()
+        self._changed = threading.Condition()
+        self._tasks: deque[Fetch | Finish] = deque()
+        self._wake_s = float("inf")
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+        self._running: dict[AttemptId, Worker] = {}
+        self._workers: list[Worker] = []
+        self._stopped = False
+        self._error: BaseException | None = None
+        self.retries = 0
+        self.hedges = 0
+
+    @property
+    def connections(self) -> int:
+        """Attempts under way."""
+        return len(self._running)
+
+    @property
+    def left(self) -> int:
+        """Blobs not published yet."""
+        return len(self._unfinished)
+
+    def active(self) -> list[BlobJob]:
+        """Large blobs under way."""
+        with self._changed:
+            return [job for job in self._jobs.values() if job.writer is not None]
+
+    def stored_bytes(self) -> int:
+        """Bytes in the store or on their way into it."""
+        return sum(job.stored_bytes for job in list(self._jobs.values())) + sum(
+            worker.received_bytes for worker in list(self._workers)
+        )
+
+    def run(
+        self,
+        jobs: Sequence[BlobJob],
+        *,
+        tick: Callable[[], None] | None = None,
+        cancel: threading.Event | None = None,
+    ) -> None:
+        """Fetch, verify and publish every job's blob, but for those left in `busy`.
+
+        tick: called in this thread about ten times a second. Raises the first error that ended a
+        blob for good; what the others had stored is kept. Raises Cancelled after `cancel` is set.
+        """
+        try:
+            self._start(jobs)
+            while not self._wait(TICK_S):
+                if tick is not None:
+                    tick()
+                if cancel is not None and cancel.is_set():
+                    raise Cancelled("stopped")
+        finally:
+            self._stop()
+        if self._error is not None:
+            raise self._error
+
+    def _start(self, jobs: Sequence[BlobJob]) -> None:
+        with self._changed:
+            for job in jobs:
+                self._jobs[job.file.blob] = job
+                self._unfinished.add(job.file.blob)
+            added = []
+            for job in jobs:
+                try:
+                    added.append(self._added(job))
+                except BlobBusy:
+                    self._leave_busy(job)
+            self._feed(BlobsAdded(tuple(added)))
+
+    def _added(self, job: BlobJob) -> BlobAdded:
+        """Describe a blob to the planner; one begun before is opened to see what is done."""
+        done = job.resume(self._open_writer(job)) if job.resumes else frozenset[int]()
+        return BlobAdded(
+            blob=job.file.blob,
+            grid=job.grid,
+            sources=(job.source_id,),
+            done=done,
+            ranges=job.file.ranges or job.small,
+            in_order=job.in_order,
+        )
+
+    def _wait(self, seconds: float) -> bool:
+        """True when all is done or something failed for good."""
+        with self._changed:
+            if self._unfinished and self._error is None:
+                self._changed.wait(seconds)
+            return not self._unfinished or self._error is not None
+
+    def _stop(self) -> None:
+        """End all workers; whatever they were reading is dropped, what is stored stays."""
+        with self._changed:
+            self._stopped = True
+            running = list(self._running.values())
+            self._changed.notify_all()
+        for worker in running:
+            worker.abort()
+        deadline_s = monotonic() + STOP_WAIT_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline_s - monotonic()))
+        for job in self._jobs.values():
+            if job.writer is not None:
+                job.writer.close()
+                job.writer = None
+        for worker in self._workers:
+            worker.close()
+            self._report.workers.add(worker.times)
+            self._merge(worker.reports)
+
+    def _merge(self, reports: dict[str, SourceReport]) -> None:
+        for name, part in reports.items():
+            whole = self._report.sources.setdefault(name, SourceReport())
+            whole.received_bytes += part.received_bytes
+            whole.requests += part.requests
+            whole.connections += part.connections
+            whole.hedges += part.hedges
+
+    # The planner's side: all of these hold the lock
+
+    def _feed(self, event: Event) -> None:
+        for action in self._planner.handle(event, monotonic()):
+            self._perform(action)
+
+    def _perform(self, action: Action) -> None:  # noqa: C901 - a table
+        match action:
+            case Fetch():
+                self.hedges += action.hedge
+                if action.hedge:
+                    self._note(f"hedged {self._describe(action)}")
+                self._enqueue(action)
+            case Finish(blob):
+                if self._jobs[blob].small:
+                    self._published(self._jobs[blob])
+                else:
+                    self._enqueue(action)
+            case Cancel(attempt):
+                worker = self._running.get(attempt)
+                if worker is not None:
+                    worker.abort()
+                else:
+                    self._withdraw(attempt)
+            case Forget(blob):
+                job = self._jobs[blob]
+                job.lose(list(range(job.grid.count)))
+            case GiveUp(blob, failure):
+                job = self._jobs[blob]
+                error = job.error or SourceUnavailable(f"{job.file.path}: {failure.code}")
+                self._fail(error)
+            case Wake(at_s):
+                self._wake_s = at_s
+                self._changed.notify()
+
+    def _enqueue(self, task: Fetch | Finish) -> None:
+        if isinstance(task, Finish):
+            self._tasks.appendleft(task)  # publishing frees memory and descriptors: first
+        else:
+            self._tasks.append(task)
+        self._report.connections_peak = max(self._report.connections_peak, len(self._running) + 1)
+        if self._idle:
+            self._changed.notify()
+        elif not self._stopped:
+            worker = Worker(self._tools)
+            self._workers.append(worker)
+            thread = threading.Thread(
+                target=self._work, args=(worker,), name="modelcache-transfer", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def _withdraw(self, attempt: AttemptId) -> None:
+        """A cancelled attempt that nobody has begun yet."""
+        for task in self._tasks:
+            if isinstance(task, Fetch) and task.attempt == attempt:
+                self._tasks.remove(task)
+                self._feed(AttemptFailed(attempt, Failure(Remedy.CANCELLED, Cancelled.code)))
+                return
+
+    def _published(self, job: BlobJob) -> None:
+        self._unfinished.discard(job.file.blob)
+        self._feed(BlobDropped(job.file.blob))
+        if not self._unfinished:
+            self._changed.notify_all()
+
+    def _leave_busy(self, job: BlobJob) -> None:
+        self.busy.append(job)
+        del self._jobs[job.file.blob]
+        self._published(job)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._error is None:
+            self._error = error
+        self._stopped = True
+        self._changed.notify_all()
+
+    def _note(self, line: str) -> None:
+        if len(self._report.events) < EVENTS_MAX:
+            self._report.events.append(line)
+
+    def _describe(self, fetch: Fetch) -> str:
+        run = fetch.runs[0]
+        job = self._jobs.get(run.blob)
+        name = job.file.path if job else run.blob
+        more = f" and {len(fetch.runs) - 1} more" if len(fetch.runs) > 1 else ""
+        return f"{name} chunk {run.first}{more} from {fetch.source}"
+
+    # The workers' side
+
+    def _work(self, worker: Worker) -> None:
+        try:
+            while (task := self._next_task(worker)) is not None:
+                if isinstance(task, Finish):
+                    self._finish(worker, task)
+                else:
+                    self._fetch(worker, task)
+        except BaseException as error:  # noqa: BLE001 - the supervisor: `run` raises it again
+            with self._changed:
+                self._fail(error)
+
+    def _next_task(self, worker: Worker) -> Fetch | Finish | None:
+        started_s = perf_counter()
+        with self._changed:
+            while not self._stopped:
+                now_s = monotonic()
+                if now_s >= self._wake_s:
+                    self._wake_s = float("inf")
+                    self._feed(TimerDue())
+                    continue
+                if self._tasks:
+                    task = self._tasks.popleft()
+                    if isinstance(task, Fetch):
+                        self._running[task.attempt] = worker
+                    worker.times.waiting_s += perf_counter() - started_s
+                    return task
+                self._idle += 1
+                due_s = self._wake_s - now_s
+                self._changed.wait(None if due_s == float("inf") else due_s)
+                self._idle -= 1
+        return None
+
+    def _fetch(self, worker: Worker, fetch: Fetch) -> None:
+        event: Event
+        jobs = [self._jobs.get(run.blob) for run in fetch.runs]
+        present = [job for job in jobs if job is not None]
+        try:
+            if len(present) < len(jobs):
+                raise Cancelled("a blob was dropped")
+            worker.run(fetch, present)
+            event = AttemptEnded(fetch.attempt, worker.first_byte_s)
+        except BlobBusy:
+            event = AttemptFailed(fetch.attempt, Failure(Remedy.CANCELLED, BlobBusy.code))
+            with self._changed:
+                self._leave_busy(present[0])
+        except StoreError:
+            raise  # nothing another source could mend
+        except ModelcacheError as error:
+            event = AttemptFailed(
+                fetch.attempt, failure_of(error), self._blame(worker, fetch, error)
+            )
+        with self._changed:
+            del self._running[fetch.attempt]
+            self._feed(event)
+
+    def _blame(self, worker: Worker, fetch: Fetch, error: ModelcacheError) -> BlobId | None:
+        """Remember what went wrong for the one who reads the message; return the blob at fault."""
+        failure = failure_of(error)
+        if failure.remedy is Remedy.CANCELLED:
+            return None
+        with self._changed:
+            self.retries += 1
+            source = self._report.sources.setdefault(fetch.source, SourceReport())
+            source.failures[failure.code] = source.failures.get(failure.code, 0) + 1
+            job = self._jobs.get(worker.blob) if worker.blob else None
+            if job is not None:
+                job.error = error
+            self._note(f"{failure.remedy} {self._describe(fetch)}: {error.message}")
+        return worker.blob if failure.remedy is Remedy.REFUSED else None
+
+    def _chunk_stored(self, attempt: AttemptId, job: BlobJob, chunk: int) -> None:
+        with self._changed:
+            self._feed(ChunkStored(attempt, job.file.blob, chunk))
+
+    def _open_writer(self, job: BlobJob) -> BlobWriter:
+        with job.opening:
+            if job.writer is None:
+                writer = self._make_writer(job)
+                job.check = check_for(
+                    job.file, writer, self._pool, verify_md5=self._settings.verify_md5
+                )
+                job.writer = writer
+            return job.writer
+
+    def _finish(self, worker: Worker, task: Finish) -> None:
+        """Ask the origin's checksum, then publish. A mismatch sends chunks back to the planner."""
+        job = self._jobs[task.blob]
+        started_s = perf_counter()
+        writer = self._open_writer(job)
+        check = job.check
+        assert check is not None  # noqa: S101 - opened with the writer
+        bad = check.bad_chunks(writer)
+        if bad is None:
+            writer.publish(verified=check.name)
+            job.writer = None
+            with self._changed:
+                vouched = check.name or "none"
+                verified = self._report.verified
+                verified[vouched] = verified.get(vouched, 0) + job.file.size_bytes
+                self._published(job)
+        else:
+            job.lose(bad)
+            with self._changed:
+                job.error = CorruptData(
+                    f"{job.file.path} does not match the {check.name} its origin publishes, "
+                    "however often it is fetched; the object at the origin is damaged"
+                )
+                self._note(
+                    f"checksum mismatch in {job.file.path}, fetching {len(bad)} chunks again"
+                )
+                self._feed(ChunksLost(task.blob, tuple(bad)))
+        worker.times.verifying_s += perf_counter() - started_s
+
+
+def failure_of(error: ModelcacheError) -> Failure:
+    """What an error means to the planner."""
+    match error:
+        case Throttled():
+            return Failure(Remedy.THROTTLED, error.code, error.retry_after_s)
+        case CredentialsExpired():
+            return Failure(Remedy.RENEW, error.code)
+        case SourceUnavailable():
+            return Failure(Remedy.RETRY, error.code, error.retry_after_s)
+        case SourceRefused():
+            return Failure(Remedy.REFUSED, error.code)
+        case Cancelled():
+            return Failure(Remedy.CANCELLED, error.code)
+        case _:
+            return Failure(Remedy.RETRY, error.code)
