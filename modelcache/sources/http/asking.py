@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Final
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from modelcache.config import HttpSettings
 from modelcache.errors import (
@@ -30,7 +29,7 @@ from modelcache.errors import (
     SourceUnavailable,
     Throttled,
 )
-from modelcache.sources.source import ProxyAddress
+from modelcache.sources.proxies import proxy_for
 
 REDIRECTS_MAX: Final = 10
 INDEX_BYTES_MAX: Final = 64 << 20  # an index of half a million files
@@ -149,22 +148,6 @@ class Asker:
 def request_path(parts: SplitResult) -> str:
     """Path and query as they go into the request line."""
     return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-
-
-def proxy_for(parts: SplitResult) -> ProxyAddress | None:
-    """The proxy that the environment names for this URL (http_proxy, https_proxy, no_proxy)."""
-    proxies = getproxies()
-    address = proxies.get(parts.scheme) or proxies.get("all")
-    if not address or proxy_bypass(parts.hostname or ""):
-        return None
-    proxy = urlsplit(address if "://" in address else f"http://{address}")
-    if not proxy.hostname:
-        raise InvalidConfig(f"{parts.scheme}_proxy does not name a host")
-    authorization = ""
-    if proxy.username is not None:
-        pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-        authorization = "Basic " + base64.b64encode(pair.encode()).decode()
-    return ProxyAddress(proxy.hostname, proxy.port or 3128, authorization)
 
 
 def refusal(  # noqa: C901, PLR0911 - a table

@@ -23,8 +23,9 @@ from modelcache.errors import (
     OriginChanged,
     SourceRefused,
 )
-from modelcache.sources.http.asking import Answer, Asker, proxy_for, refusal, request_path, shown
+from modelcache.sources.http.asking import Answer, Asker, refusal, request_path, shown
 from modelcache.sources.http.index import Entry, read_index
+from modelcache.sources.proxies import proxy_for
 from modelcache.sources.source import HttpTarget
 
 HEAD_BYTES_MIN: Final = 16 * MIB  # index entries below that give date and size need no HEAD
