@@ -65,6 +65,14 @@ class FileFilter:
             return False
         return not any(_matches(path, glob) for glob in self.exclude)
 
+    def prunes(self, directory: str) -> bool:
+        """Whether an exclude glob rules out everything below `directory`, so it need not be read.
+
+        That is certain for a glob that ends in a star and matches already without what follows.
+        """
+        inside = f"{directory}/"
+        return any(glob.endswith("*") and fnmatchcase(inside, glob) for glob in self.exclude)
+
 
 @dataclass(frozen=True, slots=True)
 class Ref:

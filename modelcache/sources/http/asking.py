@@ -1,211 +1,265 @@
-"""Small requests of the resolve step: HEAD, a one-byte GET, an index; with redirects and proxies.
+"""The small requests of resolving: HEAD, a one-byte GET, an index; over kept connections.
 
-Credentials (extra headers from the settings, `~/.netrc`) go to the ref's own host only: a redirect
-to another host, such as an object store, must not see them. Errors never repeat a URL's query.
+Owns redirects, proxies, and repeating what failed in passing. It judges no final status and knows
+nothing of pins. Weights do not pass here. Every failure is translated; messages never carry a
+URL's query. Safe to use from several threads.
 """
 
 from __future__ import annotations
 
-import base64
 import http.client
-import netrc
-import os
+import random
+import socket
 import ssl
+import threading
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import urlsplit
 
-from modelcache.config import HttpSettings
-from modelcache.errors import (
-    Forbidden,
-    InvalidConfig,
-    ModelcacheError,
-    NotFound,
-    OriginChanged,
-    SourceRefused,
-    SourceUnavailable,
-    Throttled,
-)
+from modelcache.config import TransferSettings
+from modelcache.errors import ModelcacheError, NotFound, SourceRefused, SourceUnavailable
+from modelcache.sources.http.address import Address, escape
+from modelcache.sources.http.answers import REDIRECTS, retry_after_s
+from modelcache.sources.http.credentials import Credentials
 from modelcache.sources.proxies import proxy_for
+from modelcache.sources.source import ProxyAddress
 
-REDIRECTS_MAX: Final = 10
+REDIRECTS_MAX: Final = 10  # browsers follow 20; a real chain has two or three
 INDEX_BYTES_MAX: Final = 64 << 20  # an index of half a million files
-USER_AGENT: Final = "modelcache/0.1"
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+ATTEMPTS_MAX: Final = 4
+BACKOFF_S: Final = 0.2  # doubled each time, with jitter
+PATIENCE_S: Final = 10.0  # a longer Retry-After is left to the caller
+_DRAIN_BYTES_MAX: Final = 64 << 10  # a longer unwanted body costs more than a new connection
+_PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A final response: where it came from after redirects, and what it said."""
+    """A final response, and where it came from after redirects. Header names are lower-case."""
 
-    url: str
+    address: Address
     status: int
-    headers: Mapping[str, str]
-    body: bytes = b""
-
-
-def shown(url: str) -> str:
-    """The URL without its query, which may be a credential."""
-    return url.split("?", 1)[0]
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(default=b"", repr=False)
 
 
 class Asker:
-    """Sends small requests for one ref; keeps no connection, so it is thread-safe."""
+    """Sends small requests for one ref."""
 
-    def __init__(self, host: str, settings: HttpSettings, timeout_s: float) -> None:
-        """host: the ref's own, as `host:port` of its URL. Raises InvalidConfig."""
-        self.ca_file = settings.ca_file or None
-        self._own_host = host
-        self._timeout_s = timeout_s
-        self._extra = tuple(_parse_header(line) for line in settings.headers)
-        self._netrc = _read_netrc(host)
-        self._context: ssl.SSLContext | None = None
-
-    def headers(self, url: str) -> tuple[tuple[str, str], ...]:
-        """What is sent with every request to this URL."""
-        common = (("User-Agent", USER_AGENT), ("Accept-Encoding", "identity"))
-        if urlsplit(url).netloc != self._own_host:
-            return common
-        return (*common, *self._netrc, *self._extra)
+    def __init__(
+        self, credentials: Credentials, transfer: TransferSettings, ca_file: str | None
+    ) -> None:
+        self._credentials = credentials
+        self._connect_timeout_s = transfer.connect_timeout_s
+        self._stall_timeout_s = transfer.stall_timeout_s
+        self._ca_file = ca_file
+        self._guard = threading.Lock()
+        self._idle: dict[str, list[http.client.HTTPConnection]] = {}
+        self._proxies: dict[str, ProxyAddress | None] = {}
+        self._tls: ssl.SSLContext | None = None
 
     def ask(
-        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bool = False
+        self,
+        method: str,
+        address: Address,
+        headers: Mapping[str, str] | None = None,
+        *,
+        wants_body: bool = False,
     ) -> Answer:
-        """Send a request and follow its redirects. Success is left to the caller to judge.
+        """Send a request and follow its redirects. Idempotent; repeats what failed in passing.
 
-        Raises SourceUnavailable, SourceRefused (certificates, redirect loops and downgrades).
+        Raises SourceUnavailable, NotFound for a host without an address, and SourceRefused for
+        certificates, redirects that loop or lead out of TLS, and an index beyond its bound.
         """
-        for _ in range(REDIRECTS_MAX):
-            answer = self._once(method, url, headers or {}, body=body)
+        start = address
+        for _ in range(REDIRECTS_MAX + 1):
+            answer = self._patiently(method, address, headers or {}, wants_body=wants_body)
             location = answer.headers.get("location")
-            if answer.status not in _REDIRECTS or not location:
+            if answer.status not in REDIRECTS or not location:
                 return answer
-            target = urljoin(url, location)
-            if url.startswith("https:") and not target.startswith("https:"):
-                raise SourceRefused(f"{shown(url)} redirects to an unencrypted address; refused")
-            if urlsplit(target).scheme not in {"http", "https"}:
-                raise SourceRefused(f"{shown(url)} redirects to something that is not http")
-            url = target
-        raise SourceRefused(f"{shown(url)} redirects more than {REDIRECTS_MAX} times")
+            address = _redirected(address, location)
+        raise SourceRefused(f"{start} redirects more than {REDIRECTS_MAX} times")
 
-    def _once(self, method: str, url: str, headers: Mapping[str, str], *, body: bool) -> Answer:
-        parts = urlsplit(url)
-        where = shown(url)
-        try:
-            connection = self._connect(parts)
-            try:
-                proxied = proxy_for(parts) if parts.scheme == "http" else None
-                path = url.split("#", 1)[0] if proxied else request_path(parts)
-                sent = {**dict(self.headers(url)), **headers}
-                if proxied and proxied.authorization:
-                    sent["Proxy-Authorization"] = proxied.authorization
-                connection.request(method, path, headers=sent)
-                response = connection.getresponse()
-                found = {name.lower(): value for name, value in response.getheaders()}
-                data = response.read(INDEX_BYTES_MAX + 1) if body else b""
-            finally:
+    def proxy(self, address: Address) -> ProxyAddress | None:
+        """The proxy that the environment names for this address."""
+        server = address.server
+        if server not in self._proxies:
+            self._proxies[server] = proxy_for(urlsplit(server))
+        return self._proxies[server]
+
+    def close(self) -> None:
+        """Close the connections that are kept. The next request opens new ones."""
+        with self._guard:
+            idle, self._idle = self._idle, {}
+        for connections in idle.values():
+            for connection in connections:
                 connection.close()
-        except ssl.SSLCertVerificationError as error:
-            raise SourceRefused(
-                f"certificate of {parts.hostname} is not trusted: {error.verify_message}; set "
-                "http.ca_file to the authority that signed it"
-            ) from error
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            if type(error).__name__ == "gaierror":
-                raise NotFound(f"host {parts.hostname} cannot be found: {reason}") from error
-            raise SourceUnavailable(f"{where} cannot be reached: {reason}") from error
-        if len(data) > INDEX_BYTES_MAX:
-            raise SourceRefused(f"index {where} is larger than {INDEX_BYTES_MAX >> 20} MiB")
-        return Answer(url, response.status, found, data)
 
-    def _connect(self, parts: SplitResult) -> http.client.HTTPConnection:
-        host, port = parts.hostname or "", parts.port
-        proxy = proxy_for(parts)
-        if parts.scheme == "http":
-            address = (proxy.host, proxy.port) if proxy else (host, port or 80)
-            return http.client.HTTPConnection(*address, timeout=self._timeout_s)
-        if self._context is None:
+    def __del__(self) -> None:
+        """Sources have no end that anybody announces."""
+        if hasattr(self, "_idle"):
+            self.close()
+
+    def _patiently(
+        self, method: str, address: Address, headers: Mapping[str, str], *, wants_body: bool
+    ) -> Answer:
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            wait_s = BACKOFF_S * 2**attempt * random.uniform(0.5, 1)
             try:
-                self._context = ssl.create_default_context(cafile=self.ca_file)
-            except OSError as error:
-                raise SourceRefused(
-                    f"cannot read trusted certificates {self.ca_file}: {error.strerror}"
-                ) from error
-        address = (proxy.host, proxy.port) if proxy else (host, port or 443)
-        connection = http.client.HTTPSConnection(
-            *address, timeout=self._timeout_s, context=self._context
+                answer = self._once(method, address, headers, wants_body=wants_body)
+            except SourceUnavailable:
+                if attempt == ATTEMPTS_MAX:
+                    raise
+            else:
+                asked_s = retry_after_s(answer.headers) or 0.0
+                passing = answer.status in _PASSING and asked_s <= PATIENCE_S
+                if not passing or attempt == ATTEMPTS_MAX:
+                    return answer
+                wait_s = max(wait_s, asked_s)
+            time.sleep(wait_s)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _once(
+        self, method: str, address: Address, headers: Mapping[str, str], *, wants_body: bool
+    ) -> Answer:
+        proxy = self.proxy(address)
+        sent = {**dict(self._credentials.headers(address)), **headers}
+        path = address.path
+        if proxy and not address.tls:
+            path = address.url
+            if proxy.authorization:
+                sent["Proxy-Authorization"] = proxy.authorization
+        try:
+            connection, response = self._exchange(method, address, path, sent)
+        except (OSError, http.client.HTTPException) as error:
+            raise _translated(error, address, proxy) from error
+        try:
+            return self._read(connection, response, address, wants_body=wants_body)
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise _translated(error, address, proxy) from error
+        except BaseException:
+            connection.close()
+            raise
+
+    def _exchange(
+        self, method: str, address: Address, path: str, headers: Mapping[str, str]
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """A response's head. A kept connection may be stale: that is nobody's failure."""
+        while True:
+            connection = self._take(address)
+            kept = connection is not None
+            if connection is None:
+                connection = self._connect(address)
+            try:
+                connection.request(method, path, headers=dict(headers))
+                return connection, connection.getresponse()
+            except (ConnectionError, http.client.BadStatusLine):
+                connection.close()
+                if not kept:
+                    raise
+            except BaseException:
+                connection.close()
+                raise
+
+    def _read(
+        self,
+        connection: http.client.HTTPConnection,
+        response: http.client.HTTPResponse,
+        address: Address,
+        *,
+        wants_body: bool,
+    ) -> Answer:
+        headers: dict[str, str] = {}
+        for name, value in response.getheaders():
+            name = name.lower()  # noqa: PLW2901 - the same name
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        wanted = wants_body and response.status == http.client.OK
+        limit = INDEX_BYTES_MAX if wanted else _DRAIN_BYTES_MAX
+        announced = response.length
+        too_long = announced is not None and announced > limit
+        body = b"" if too_long else response.read(limit + 1)
+        if announced is not None and not too_long and len(body) < announced:
+            raise http.client.IncompleteRead(b"", announced - len(body))  # read() does not say so
+        too_long = too_long or len(body) > limit
+        if response.will_close or too_long or not response.isclosed():
+            connection.close()
+        else:
+            with self._guard:
+                self._idle.setdefault(address.server, []).append(connection)
+        if wanted and too_long:
+            raise SourceRefused(f"index {address} is larger than {limit >> 20} MiB")
+        return Answer(address, response.status, headers, body if wanted else b"")
+
+    def _take(self, address: Address) -> http.client.HTTPConnection | None:
+        with self._guard:
+            idle = self._idle.get(address.server)
+            return idle.pop() if idle else None
+
+    def _connect(self, address: Address) -> http.client.HTTPConnection:
+        proxy = self.proxy(address)
+        host, port = (proxy.host, proxy.port) if proxy else (address.host, address.port)
+        connection = (
+            http.client.HTTPSConnection(
+                host, port, timeout=self._connect_timeout_s, context=self._tls_context()
+            )
+            if address.tls
+            else http.client.HTTPConnection(host, port, timeout=self._connect_timeout_s)
         )
-        if proxy:
-            extra = {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
-            connection.set_tunnel(host, port or 443, headers=extra)
+        if proxy and address.tls:
+            secret = {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
+            connection.set_tunnel(address.host, address.port, headers=secret)
+        try:
+            connection.connect()
+        except BaseException:
+            connection.close()
+            raise
+        sock: socket.socket = connection.sock
+        sock.settimeout(self._stall_timeout_s)
         return connection
 
+    def _tls_context(self) -> ssl.SSLContext:
+        with self._guard:
+            if self._tls is None:
+                try:
+                    self._tls = ssl.create_default_context(cafile=self._ca_file)
+                except OSError as error:  # SSLError among them
+                    raise SourceRefused(
+                        f"cannot read trusted certificates {self._ca_file}: "
+                        f"{error.strerror or error}"
+                    ) from error
+            return self._tls
 
-def request_path(parts: SplitResult) -> str:
-    """Path and query as they go into the request line."""
-    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+def _redirected(address: Address, location: str) -> Address:
+    """Where `location` leads. http.client decodes headers as Latin-1; raw UTF-8 is common."""
+    try:
+        target = address.join(escape(location.encode("latin-1")))
+    except ValueError as error:
+        raise SourceRefused(f"{address} redirects to an address that cannot be used") from error
+    if address.tls and not target.tls:
+        raise SourceRefused(f"{address} redirects from https to http, which is not followed")
+    return target
 
 
-def refusal(  # noqa: C901, PLR0911 - a table
-    url: str, status: int, headers: Mapping[str, str]
-) -> ModelcacheError:
-    """What an unsuccessful status means."""
-    where = shown(url)
-    match status:
-        case 401:
-            return Forbidden(f"{where} wants credentials (401); put them in ~/.netrc")
-        case 403:
-            return Forbidden(f"{where} is forbidden (403); a signed URL may have expired")
-        case 404 | 410:
-            return NotFound(f"{where} does not exist ({status})")
-        case 412:
-            return OriginChanged(f"{where} was changed since it was listed; pull again")
-        case 429 | 503:
-            after_s = _retry_after_s(headers)
-            return Throttled(f"{where} asks for fewer requests ({status})", retry_after_s=after_s)
-        case 407:
-            return SourceRefused(f"the proxy wants credentials to reach {where} (407)")
-        case 408 | 425 | 416:
-            return SourceUnavailable(f"{where} answered {status}")
-        case _ if 400 <= status < 500:  # noqa: PLR2004 - the client's fault: no use repeating
-            return SourceRefused(f"{where} answered {status}")
+def _translated(error: Exception, address: Address, proxy: ProxyAddress | None) -> ModelcacheError:
+    where = f"proxy {proxy.host}:{proxy.port}" if proxy else address.server
+    match error:
+        case ssl.SSLCertVerificationError():
+            return SourceRefused(
+                f"certificate of {address.host} is not trusted: {error.verify_message}; set "
+                "http.ca_file to the authority that signed it"
+            )
+        case socket.gaierror() if error.errno in {socket.EAI_NONAME, socket.EAI_NODATA}:
+            return NotFound(f"{where}: no such host")
+        case OSError() if str(error).startswith("Tunnel connection failed: 4"):
+            code = str(error).removeprefix("Tunnel connection failed: ")[:3]
+            return SourceRefused(f"{where} refused a tunnel to {address.server} ({code})")
+        case TimeoutError():
+            return SourceUnavailable(f"{where}: no answer in time")
+        case OSError():
+            return SourceUnavailable(f"{where}: {(error.strerror or type(error).__name__).lower()}")
         case _:
-            after_s = _retry_after_s(headers)
-            return SourceUnavailable(f"{where} answered {status}", retry_after_s=after_s)
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Retry-After as seconds; dates are taken relative to the server's own Date header."""
-    value = headers.get("retry-after", "").strip()
-    if value.isdigit():
-        return float(value)
-    try:
-        moment, now = parsedate_to_datetime(value), parsedate_to_datetime(headers.get("date", ""))
-    except (TypeError, ValueError):
-        return None
-    return max(0.0, (moment - now).total_seconds())
-
-
-def _parse_header(line: str) -> tuple[str, str]:
-    name, separator, value = line.partition(":")
-    if not separator or not name.strip() or "\n" in line or "\r" in line:
-        raise InvalidConfig("http.headers entries must look like 'Name: value'")
-    return name.strip(), value.strip()
-
-
-def _read_netrc(host: str) -> tuple[tuple[str, str], ...]:
-    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
-    try:
-        found = netrc.netrc(str(path)).authenticators(host.rpartition(":")[0] or host)
-    except FileNotFoundError:
-        return ()
-    except (OSError, netrc.NetrcParseError) as error:
-        raise InvalidConfig(f"{path} cannot be used: {error}") from error
-    if found is None:
-        return ()
-    pair = f"{found[0]}:{found[2]}"
-    return (("Authorization", "Basic " + base64.b64encode(pair.encode()).decode()),)
+            return SourceUnavailable(f"{where} does not speak HTTP ({type(error).__name__})")
