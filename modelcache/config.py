@@ -15,6 +15,7 @@ Sizes accept `512MiB`, `1.5 GB`, `2T`; durations `90s`, `5m`, `1h`.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tomllib
@@ -169,16 +170,17 @@ def load_settings(
 
 def parse_size(text: str) -> int:
     """Bytes from `512MiB`, `1.5GB`, `2T` or a plain number. Raises InvalidConfig."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGTP]?)(i?)[bB]?\s*", text)
+    match = re.fullmatch(r"\s*([0-9]+)(?:\.([0-9]+))?\s*(?:([kKMGTP])(i?))?[bB]?\s*", text)
     if not match:
         raise InvalidConfig(f"{text!r} is not a size; write for example 512MiB or 1.5GB")
-    number, prefix, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " KMGTP".index(prefix.upper() or " "))
+    whole, fraction, prefix, binary = match.groups(default="")
+    unit = (1024 if binary else 1000) ** " KMGTP".index(prefix.upper() or " ")
+    return int(whole) * unit + int(fraction or 0) * unit // 10 ** len(fraction)
 
 
 def parse_duration(text: str) -> float:
     """Seconds from `90s`, `5m`, `1.5h`, `2d` or a plain number. Raises InvalidConfig."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", text)
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?\s*", text)
     if not match:
         raise InvalidConfig(f"{text!r} is not a duration; write for example 90s or 5m")
     number, unit = match.groups()
@@ -191,12 +193,13 @@ def _find_file(environment: Mapping[str, str]) -> Path | None:
         return Path(named)
     home = environment.get("XDG_CONFIG_HOME") or Path(environment.get("HOME", "/")) / ".config"
     candidates = [Path(home) / "modelcache/config.toml", Path("/etc/modelcache/config.toml")]
-    return next((path for path in candidates if path.is_file()), None)
+    # Not Path.is_file, which raises where a folder on the way may not be searched.
+    return next((path for path in candidates if os.path.isfile(path)), None)  # noqa: PTH113
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidConfig(f"cannot read configuration {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -265,18 +268,37 @@ def _convert(value: Any, current: Any, where: str) -> Any:  # noqa: ANN401, PLR0
             case float():
                 return float(value) if type(value) in {int, float} else _parse_number(str(value))
             case Path():
-                return Path(str(value)).expanduser()
+                return _path(value)
             case tuple():
-                return tuple(value) if isinstance(value, list) else tuple(str(value).splitlines())
+                return tuple(_text(item) for item in _lines(value))
             case _:
-                return str(value)
-    except (InvalidConfig, ValueError) as error:
+                return _text(value)
+    except (InvalidConfig, ValueError, RuntimeError) as error:  # RuntimeError: `~` of nobody
         accepted = (
             f"; known are {[str(item) for item in type(current)]}"
             if isinstance(current, StrEnum)
             else ""
         )
         raise InvalidConfig(f"{where}: {error}{accepted}") from error
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidConfig(f"expected text, found {type(value).__name__}")
+    if "\x00" in value:
+        raise InvalidConfig("text has a NUL character in it")
+    return value
+
+
+def _lines(value: object) -> list[object]:
+    return list(value) if isinstance(value, list) else list(_text(value).splitlines())
+
+
+def _path(value: object) -> Path:
+    text = _text(value)
+    if not text:
+        raise InvalidConfig("expected a path, found nothing")
+    return Path(text).expanduser()
 
 
 def _parse_bool(text: str) -> bool:
@@ -288,10 +310,9 @@ def _parse_bool(text: str) -> bool:
 
 
 def _parse_number(text: str) -> float:
-    try:
+    if re.fullmatch(r"\s*[0-9.]+(e-?[0-9]+)?\s*", text):  # not `nan` and `inf`
         return float(text)
-    except ValueError:
-        return parse_duration(text)
+    return parse_duration(text)
 
 
 def _validated(settings: Settings) -> Settings:
@@ -313,7 +334,21 @@ def _validated(settings: Settings) -> Settings:
             1 <= transfer.connections_start <= transfer.connections_max,
             "transfer: connections must satisfy 1 <= connections_start <= connections_max",
         ),
-        (transfer.retries_max >= 0, "transfer.retries_max must not be negative"),
+        *(
+            (getattr(group, item.name) >= 0, f"{name}.{item.name} must not be negative")
+            for name, group in (("store", store), ("transfer", transfer))
+            for item in fields(group)
+            if isinstance(getattr(group, item.name), int | float)
+        ),
+        (settings.max_age_s >= 0, "max_age_s must not be negative"),
+        (
+            transfer.connect_timeout_s > 0,
+            "transfer.connect_timeout_s must be positive",
+        ),
+        (
+            all(map(math.isfinite, (transfer.connect_timeout_s, transfer.stall_timeout_s))),
+            "transfer: timeouts must be finite",
+        ),
         (transfer.stall_timeout_s > 0, "transfer.stall_timeout_s must be positive"),
         (settings.s3.style in {"", "path", "virtual"}, "s3.style must be path or virtual"),
     ]

@@ -9,6 +9,7 @@ so the same content-addressed weights at two origins are one model.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,12 +17,13 @@ from hashlib import sha256
 from typing import Any, Final, NewType
 
 from modelcache.domain.paths import check_path, check_tree
-from modelcache.errors import CorruptData
+from modelcache.errors import CorruptData, UnsafePath
 
 ModelId = NewType("ModelId", str)  # 64 hex digits
 BlobId = NewType("BlobId", str)  # `sha256-<64 hex>` or `origin-<64 hex>`
 
 FORMAT: Final = 1
+_BLOB: Final = re.compile(r"(sha256|origin)-[0-9a-f]{64}")
 SHORT_ID: Final = 12  # hex digits of a model id that labels and tables show
 
 
@@ -141,9 +143,11 @@ class Manifest:
                 raise CorruptData(
                     f"manifest has format {raw['format']!r}, this version reads {FORMAT}"
                 )
-            return cls.of(raw["origin"], [_file(entry) for entry in raw["files"]])
-        except (KeyError, TypeError, ValueError) as error:
+            return cls.of(_text(raw["origin"]), [_file(entry) for entry in raw["files"]])
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise CorruptData(f"stored manifest is unreadable: {error}") from error
+        except UnsafePath as error:  # `of` lets none through, so somebody else wrote it
+            raise CorruptData(f"stored manifest is unreadable: {error.message}") from error
 
 
 def blob_id(
@@ -191,21 +195,32 @@ def _checksum(checksum: Checksum) -> dict[str, Any]:
 
 
 def _file(entry: Mapping[str, Any]) -> File:
+    size, blob = entry["size"], entry["blob"]
+    if type(size) is not int or size < 0:
+        raise ValueError("a size is not a number of bytes")
+    if not _BLOB.fullmatch(blob):  # it becomes a path in the store
+        raise ValueError("a blob id is malformed")
     return File(
-        path=entry["path"],
-        size_bytes=int(entry["size"]),
-        key=entry["key"],
-        blob=BlobId(entry["blob"]),
-        pin=Pin(**entry["pin"]),
+        path=_text(entry["path"]),
+        size_bytes=size,
+        key=_text(entry["key"]),
+        blob=BlobId(blob),
+        pin=Pin(**{name: _text(value) for name, value in entry["pin"].items()}),
         checksums=tuple(_checksum_of(raw) for raw in entry["checksums"]),
         ranges=bool(entry["ranges"]),
     )
 
 
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} instead of text")
+    return value
+
+
 def _checksum_of(raw: Mapping[str, Any]) -> Checksum:
     return Checksum(
         Algorithm(raw["algorithm"]),
-        raw["value"],
+        _text(raw["value"]),
         tuple(raw.get("parts", ())),
         tuple(raw.get("part_values", ())),
     )

@@ -8,6 +8,7 @@ case-folding or Unicode-normalising reader would take for one file.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Final
@@ -17,15 +18,15 @@ from modelcache.errors import UnsafePath
 COMPONENT_BYTES_MAX: Final = 255  # NAME_MAX on ext4, xfs, btrfs and tmpfs
 PATH_BYTES_MAX: Final = 3072  # PATH_MAX is 4096; the store's own prefix needs the rest
 DEPTH_MAX: Final = 64
-_FIRST_PRINTABLE: Final = 0x20
-_DELETE: Final = 0x7F
+SHOWN_CHARACTERS: Final = 200  # of a name in a message; an origin may send megabytes
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # C1 controls steer terminals too
 
 
 def check_path(path: str) -> str:
     """Return `path` if it can stand inside a snapshot. Raises UnsafePath, saying why not."""
     reason = _why_unsafe(path)
     if reason is not None:
-        raise UnsafePath(f"file name {path!r} cannot be placed in a snapshot: {reason}")
+        raise UnsafePath(f"file name {_shown(path)} cannot be placed in a snapshot: {reason}")
     return path
 
 
@@ -37,16 +38,20 @@ def check_tree(paths: Iterable[str]) -> None:
     """
     seen: dict[str, str] = {}
     for path in paths:
-        twin = seen.setdefault(_folded(path), path)
-        if twin is not path:
-            what = "appears twice" if twin == path else f"differs only by case from {twin!r}"
-            raise UnsafePath(f"file name {path!r} cannot be placed in a snapshot: it {what}")
+        folded = _folded(path)
+        twin = seen.get(folded)
+        if twin is not None:
+            what = "appears twice"
+            if twin != path:
+                what = f"differs only by case or the encoding of accents from {_shown(twin)}"
+            raise UnsafePath(f"file name {_shown(path)} cannot be placed in a snapshot: it {what}")
+        seen[folded] = path
     for path in seen.values():
         for parent in parents(path):
             if _folded(parent) in seen:
                 raise UnsafePath(
-                    f"file name {path!r} cannot be placed in a snapshot: {parent!r} is a file and "
-                    "would have to be a directory; exclude one of them",
+                    f"file name {_shown(path)} cannot be placed in a snapshot: {_shown(parent)} is "
+                    "a file and would have to be a directory; exclude one of them",
                 )
 
 
@@ -57,7 +62,15 @@ def parents(path: str) -> list[str]:
 
 
 def _folded(path: str) -> str:
-    return unicodedata.normalize("NFC", path).casefold() if not path.isascii() else path.lower()
+    """Canonical caseless form (Unicode 3.13, D145)."""
+    if path.isascii():
+        return path.lower()
+    once = unicodedata.normalize("NFD", path).casefold()
+    return unicodedata.normalize("NFD", once)
+
+
+def _shown(path: str) -> str:
+    return repr(path[:SHOWN_CHARACTERS] + ("…" if len(path) > SHOWN_CHARACTERS else ""))
 
 
 def _why_unsafe(path: str) -> str | None:
@@ -65,7 +78,7 @@ def _why_unsafe(path: str) -> str | None:
         return "it is empty"
     if path.startswith("/"):
         return "it is absolute"
-    if any(ord(char) < _FIRST_PRINTABLE or ord(char) == _DELETE for char in path):
+    if _CONTROL.search(path):
         return "it has a control character"
     try:
         encoded = path.encode()

@@ -131,7 +131,11 @@ def parse_ref(text: str) -> Ref:
     URL's query is never repeated in the message.
     """
     text = text.strip()
-    if len(text.encode(errors="replace")) > REF_BYTES_MAX:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidRef("ref is not valid Unicode") from None
+    if size > REF_BYTES_MAX:
         raise InvalidRef(f"ref is longer than {REF_BYTES_MAX} bytes")
     name, separator, rest = text.partition("://")
     if not separator:
@@ -142,13 +146,17 @@ def parse_ref(text: str) -> Ref:
         known = ", ".join(f"{known}://" for known in Scheme)
         raise InvalidRef(f"unknown scheme {name!r} in ref; known are {known}") from None
     body, _, tail = rest.partition("#" if scheme in _WEB else "?")
-    authority, _, path = body.partition("/")
     options, files = _parse_options(scheme, tail)
     if scheme in _WEB:
         _check_url(scheme, body)
-    else:
-        path = unquote(path, errors="strict") if _decodes(path) else path
-        _check_local_or_bucket(scheme, authority, path)
+        end = re.search(r"[/?]|$", body)
+        authority = body[: end.start()] if end else body  # `https://host?query` has no slash
+        return Ref(scheme, authority, body[len(authority) :].removeprefix("/"), options, files)
+    authority, _, path = body.partition("/")
+    path = _unquote(path)
+    _check_local_or_bucket(scheme, authority, path)
+    if scheme is Scheme.FILE:
+        authority = ""  # `localhost` says the same
     return Ref(scheme, authority, path, options, files)
 
 
@@ -162,12 +170,11 @@ def _escape(text: str, escaped: re.Pattern[str]) -> str:
     return escaped.sub(lambda hit: "".join(f"%{byte:02X}" for byte in hit[0].encode()), text)
 
 
-def _decodes(text: str) -> bool:
+def _unquote(text: str) -> str:
     try:
-        unquote(text, errors="strict")
+        return unquote(text, errors="strict")
     except UnicodeDecodeError:
         raise InvalidRef("percent escapes in the ref are not valid UTF-8") from None
-    return True
 
 
 def _no_scheme(text: str) -> str:
@@ -182,10 +189,10 @@ def _parse_options(scheme: Scheme, tail: str) -> tuple[tuple[tuple[str, str], ..
     globs: dict[str, list[str]] = {"include": [], "exclude": []}
     for pair in filter(None, tail.split("&")):
         name, separator, raw = pair.partition("=")
-        value = unquote(raw) if separator else "1"
-        if name in _FILTERS:
+        value = _unquote(raw) if separator or name in _FILTERS else "1"
+        if name in _FILTERS and value:
             globs[name].append(value)
-        elif name not in _OPTIONS[scheme]:
+        elif name not in _OPTIONS[scheme] | _FILTERS:
             known = ", ".join(sorted(_OPTIONS[scheme] | _FILTERS))
             raise InvalidRef(f"unknown option {name[:40]!r} in {scheme} ref; known are {known}")
         elif name in options:
@@ -205,7 +212,8 @@ def _check_url(scheme: Scheme, body: str) -> None:
         parts = urlsplit(f"{scheme}://{body}")
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise InvalidRef(f"URL is malformed: {error}") from None
+        why = "" if "@" in body else f": {error}"  # it may quote a password
+        raise InvalidRef(f"URL is malformed{why}") from None
     if not host:
         raise InvalidRef("URL has no host")
     if parts.username is not None or parts.password is not None:
