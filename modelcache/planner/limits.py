@@ -24,6 +24,8 @@ class PlannerLimits:
     """Blobs up to this size travel in batches: their cost is the request, not the bytes."""
     batch_blobs_max: int = 32
     """Small blobs in one attempt: amortises the hand-over without making one worker a straggler."""
+    batch_weight: int = 4
+    """Connections that a batch keeps busy from one thread, and counts for."""
     run_chunks_max: int = 8
     """Chunks in one request: at 128 MiB a round trip is noise on any link."""
     run_overhead_share: float = 0.05

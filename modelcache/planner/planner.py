@@ -239,7 +239,7 @@ class Planner:
         attempt = self._attempts.pop(attempt_id, None)
         if attempt is None:
             return None
-        self._sources[attempt.source].in_flight -= 1
+        self._sources[attempt.source].in_flight -= attempt.weight
         self._small_in_flight -= attempt.small
         for blob, chunk in attempt.remaining:
             state = self._blobs.get(blob)
@@ -438,8 +438,9 @@ class Planner:
         attempt_id = AttemptId(self._next_attempt)
         self._next_attempt += 1
         attempt = Attempt(attempt_id, source, deque(chunks), now_s, small=small, hedge=hedge)
+        attempt.weight = min(len(chunks), self._limits.batch_weight) if small else 1
         self._attempts[attempt_id] = attempt
-        self._sources[source].in_flight += 1
+        self._sources[source].in_flight += attempt.weight
         self._small_in_flight += small
         renew = False
         for blob, chunk in chunks:

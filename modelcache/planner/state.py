@@ -149,6 +149,7 @@ class Attempt:
     hedge: bool
     hedged: bool = False
     cancelled: bool = False
+    weight: int = 1  # connections it counts for
 
     def runs(self) -> tuple[Run, ...]:
         """What is still to come, neighbours of one blob joined."""

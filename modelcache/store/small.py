@@ -42,21 +42,27 @@ class SmallBlobs:
         self._lock_fd = -1
 
     def add(self, blob: BlobId, data: memoryview, *, xxh3: bytes, verified: str | None) -> None:
-        """Stage one blob; visible and durable after the next commit. Raises StoreError."""
+        """Stage one blob; visible and durable after the next commit. Idempotent."""
         with self._guard:
             if self._folder is None:
                 self._open()
         hashes = (xxh3,) if len(data) else ()
         receipt = Receipt(len(data), self._chunk_bytes, hashes, verified)
         with files.translated(self._layout.blob(blob)):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-            fd = os.open(blob, flags, BLOB_MODE, dir_fd=self._folder_fd)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            try:
+                fd = os.open(blob, flags, BLOB_MODE, dir_fd=self._folder_fd)
+            except FileExistsError:
+                return  # a hedge and its twin both brought it
             try:
                 files.write_all(fd, data)
                 receipt = receipt.of(os.fstat(fd))
                 if not receipts.attach(fd, receipt):
                     self._ensure_folder(blob)
                     receipts.write_file(self._layout.receipt(blob), receipt)
+            except BaseException:
+                os.unlink(blob, dir_fd=self._folder_fd)
+                raise
             finally:
                 os.close(fd)
         with self._guard:

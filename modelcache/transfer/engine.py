@@ -99,6 +99,8 @@ class Transfer:
             small=small,
             open_writer=self._open_writer,
             chunk_stored=self._chunk_stored,
+            small_stored=self._small_stored,
+            lanes=limits.batch_weight,
         )
         self._jobs: dict[BlobId, BlobJob] = {}
         self._unfinished: set[BlobId] = set()
@@ -382,6 +384,12 @@ class Transfer:
     def _chunk_stored(self, attempt: AttemptId, job: BlobJob, chunk: int) -> None:
         with self._changed:
             self._feed(ChunkStored(attempt, job.file.blob, chunk))
+
+    def _small_stored(self, attempt: AttemptId, jobs: list[BlobJob]) -> None:
+        with self._changed:
+            for job in jobs:
+                job.stored_bytes = job.file.size_bytes
+                self._feed(ChunkStored(attempt, job.file.blob, 0))
 
     def _open_writer(self, job: BlobJob) -> BlobWriter:
         with job.opening:

@@ -78,28 +78,36 @@ class HttpConnection:
         except OSError as error:
             raise SourceUnavailable(f"cannot connect to {self._where}: {_reason(error)}") from error
 
-    def get(self, target: HttpTarget, byte_range: str | None) -> ResponseHead:
-        """Send the request and read the response's head.
+    def send(self, target: HttpTarget, byte_range: str | None) -> None:
+        """Send one GET; its head and body must be read before the next is sent.
 
-        byte_range: value of the Range header, or None for the whole body. Raises
-        SourceUnavailable for anything that is not an HTTP response in time.
+        byte_range: value of the Range header, or None for the whole body. Raises SourceUnavailable.
         """
         path = target.path
-        lines = []
+        lines = [""]
         if self._absolute:
-            path = f"http://{target.host}:{target.port}{path}"
+            path = f"http://{_host_header(target)}{path}"
             if self._proxy is not None and self._proxy.authorization:
                 lines.append(f"Proxy-Authorization: {self._proxy.authorization}")
-        lines = [f"GET {path} HTTP/1.1", *lines]
-        names = {name.lower() for name, _ in target.headers}
-        if "host" not in names:
+        lines[0] = f"GET {path} HTTP/1.1"
+        has_host = False
+        for name, value in target.headers:
+            lines.append(f"{name}: {value}")
+            has_host = has_host or name.lower() == "host"
+        if not has_host:
             lines.append(f"Host: {_host_header(target)}")
-        lines.extend(f"{name}: {value}" for name, value in target.headers)
         if byte_range is not None:
             lines.append(f"Range: {byte_range}")
-        request = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        lines.append("\r\n")
         try:
-            self._socket.sendall(request)
+            self._socket.sendall("\r\n".join(lines).encode("latin-1"))
+        except OSError as error:
+            self.reusable = False
+            raise SourceUnavailable(f"{self._where} failed: {_reason(error)}") from error
+
+    def read_head(self) -> ResponseHead:
+        """Wait for the answer to what was sent. Raises SourceUnavailable for anything else."""
+        try:
             head = self._read_head()
         except OSError as error:
             self.reusable = False

@@ -9,27 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Final
-
-import xxhash
 
 from modelcache.config import BLOCK_BYTES, TransferSettings
 from modelcache.domain.manifests import BlobId
-from modelcache.domain.ranges import ByteRange
-from modelcache.errors import Cancelled, DigestMismatch, SourceUnavailable
+from modelcache.errors import Cancelled, SourceUnavailable
 from modelcache.planner import AttemptId, Fetch, Run
-from modelcache.sources.source import HttpTarget, LocalTarget
 from modelcache.store import BlobWriter, SmallBlobs
-from modelcache.transfer.bodies import Body, LocalBody, check_length, is_content_address
+from modelcache.transfer.batch import BatchReader
+from modelcache.transfer.bodies import Body
 from modelcache.transfer.buffers import Block, BufferPool
-from modelcache.transfer.checks import BlobCheck, ChunkHash, matches
-from modelcache.transfer.http1 import HttpConnection, ResponseHead, endpoint_of
+from modelcache.transfer.checks import BlobCheck, ChunkHash
 from modelcache.transfer.jobs import BlobJob
 from modelcache.transfer.pacing import STEP_BYTES, Pacer
 from modelcache.transfer.report import SourceReport, WorkerTimes
-
-CONNECTIONS_KEPT: Final = 4  # per worker: a redirecting origin and its stores
-IDLE_S: Final = 20.0  # servers close idle connections after 20 s (S3) to 75 s (nginx)
+from modelcache.transfer.requests import Requests
 
 
 @dataclass(slots=True)
@@ -42,6 +35,8 @@ class Tools:
     small: SmallBlobs
     open_writer: Callable[[BlobJob], BlobWriter]
     chunk_stored: Callable[[AttemptId, BlobJob, int], None]
+    small_stored: Callable[[AttemptId, list[BlobJob]], None]
+    lanes: int
 
 
 class Worker:
@@ -51,13 +46,15 @@ class Worker:
         self.times = WorkerTimes()
         self.reports: dict[str, SourceReport] = {}
         self.received_bytes = 0  # of the chunk on its way, for progress
-        self.first_byte_s = 0.0  # of the attempt's last request
         self.blob: BlobId | None = None  # the one being read
         self._tools = tools
-        self._connections: dict[tuple[object, ...], HttpConnection] = {}
-        self._current: HttpConnection | None = None
+        self._requests = Requests(tools.settings, self.times)
         self._aborted = False
-        self._head: ResponseHead | None = None
+
+    @property
+    def first_byte_s(self) -> float:
+        """From the last request to its answer."""
+        return self._requests.first_byte_s
 
     def run(self, fetch: Fetch, jobs: list[BlobJob]) -> None:
         """Read every run of an attempt, reporting chunks as they are stored.
@@ -65,37 +62,50 @@ class Worker:
         Raises a ModelcacheError for whatever ends the attempt early; `Cancelled` after `abort`.
         """
         self._aborted = False
-        for run, job in zip(fetch.runs, jobs, strict=True):
+        report = self.reports.setdefault(fetch.source, SourceReport())
+        report.hedges += fetch.hedge
+        try:
+            if jobs[0].small:
+                self._read_batch(fetch, jobs, report)
+                return
+            for run, job in zip(fetch.runs, jobs, strict=True):
+                self.blob = run.blob
+                self._read_run(fetch, run, job, report)
+        except SourceUnavailable as error:
             if self._aborted:
-                raise Cancelled("attempt was cancelled")
-            report = self.reports.setdefault(fetch.source, SourceReport())
-            report.hedges += fetch.hedge
-            self.blob = run.blob
-            try:
-                if job.small:
-                    self._read_small(fetch, run, job, report)
-                else:
-                    self._read_run(fetch, run, job, report)
-            except SourceUnavailable as error:
-                self._drop_current()
-                if self._aborted:
-                    raise Cancelled("attempt was cancelled") from error
-                raise
-            finally:
-                self.received_bytes = 0
+                raise Cancelled("attempt was cancelled") from error
+            raise
+        finally:
+            self.received_bytes = 0
+            self._requests.drop_open()
 
     def abort(self) -> None:
         """End the attempt at hand, from another thread."""
         self._aborted = True
-        connection = self._current
-        if connection is not None:
-            connection.abort()
+        self._requests.abort()
 
     def close(self) -> None:
         """Close all connections."""
-        for connection in self._connections.values():
-            connection.close()
-        self._connections.clear()
+        self._requests.close()
+
+    def _read_batch(self, fetch: Fetch, jobs: list[BlobJob], report: SourceReport) -> None:
+        """Small blobs, over several connections at once."""
+        reader = BatchReader(
+            self._requests, self._tools.pool, self._tools.small, self._receive, self.times
+        )
+        stored: list[BlobJob] = []
+        current: BlobJob | None = None
+        try:
+            for job in reader.read(jobs, report, lanes=self._tools.lanes, renew=fetch.renew):
+                if current is not None:
+                    stored.append(current)
+                current = job
+                self.blob = job.file.blob
+            if current is not None:
+                stored.append(current)
+        finally:
+            # Told in one go: the planner's lock once per batch, not once per small file.
+            self._tools.small_stored(fetch.attempt, stored)
 
     # Runs of chunks
 
@@ -106,13 +116,14 @@ class Worker:
         check = job.check
         assert check is not None  # noqa: S101 - opened with the writer
         span = job.grid.span(run.first, run.count)
-        body = self._open(job, span, report, fresh=fetch.renew)
+        exchange = self._requests.send(job, span, report, fresh=fetch.renew)
+        body = self._requests.receive(exchange)
         for chunk in range(run.first, run.end):
             if fetch.hedge:
                 self._hedge_chunk(fetch.attempt, job, chunk, body, writer, check, report)
             else:
                 self._read_chunk(fetch.attempt, job, chunk, body, writer, check, report)
-        self._keep_current()
+        self._requests.done(exchange)
 
     def _read_chunk(  # noqa: PLR0917
         self,
@@ -220,49 +231,6 @@ class Worker:
         self.times.writing_s += written_s - started_s
         self.times.hashing_s += perf_counter() - written_s
 
-    # Small blobs
-
-    def _read_small(self, fetch: Fetch, run: Run, job: BlobJob, report: SourceReport) -> None:
-        """Receive a blob of at most one block, check it in memory, hand it to the store."""
-        size = job.file.size_bytes
-        block = self._take_block()
-        try:
-            view = block.view[:size]
-            body = self._open(job, None, report, fresh=fetch.renew)
-            self._receive(body, view, report)
-            self._keep_current()
-            started_s = perf_counter()
-            digest = xxhash.xxh3_128_digest(view)
-            verified = self._verify_small(job, view)
-            hashed_s = perf_counter()
-            self.times.hashing_s += hashed_s - started_s
-            if job.claim(run.first, fetch.attempt, self.abort):
-                stored = False
-                try:
-                    self._tools.small.add(job.file.blob, view, xxh3=digest, verified=verified)
-                    job.stored_bytes = size
-                    stored = True
-                finally:
-                    job.release(run.first, fetch.attempt, stored=stored)
-            self.times.writing_s += perf_counter() - hashed_s
-        finally:
-            block.release()
-        self.received_bytes = 0
-        self._tools.chunk_stored(fetch.attempt, job, run.first)
-
-    def _verify_small(self, job: BlobJob, view: memoryview) -> str | None:
-        published = job.file.checksums
-        if self._head is not None and not is_content_address(job.file):
-            published = (*job.source.checksums(job.file, self._head.headers), *published)
-        # The name of a content-addressed blob is a promise; otherwise the first is the best.
-        for checksum in published[:1]:
-            if not matches(checksum, view):
-                raise DigestMismatch(
-                    f"{job.file.path} does not match the {checksum.algorithm} its origin publishes"
-                )
-            return checksum.algorithm.value
-        return None
-
     # Bytes
 
     def _take_block(self) -> Block:
@@ -301,96 +269,6 @@ class Worker:
         started_s = perf_counter()
         writer.write(offset, view, size)
         self.times.writing_s += perf_counter() - started_s
-
-    # Requests
-
-    def _open(
-        self, job: BlobJob, span: ByteRange | None, report: SourceReport, *, fresh: bool
-    ) -> Body:
-        """Ask for a range (None: the whole file) and check all that a head can tell.
-
-        Raises what the source makes of a refusal, OriginChanged, SourceUnavailable.
-        """
-        started_s = perf_counter()
-        target = job.target(fresh=fresh)
-        self.times.signing_s += perf_counter() - started_s
-        report.requests += 1
-        if isinstance(target, LocalTarget):
-            self._head = None
-            return LocalBody(target, span.start if span else 0)
-        if not job.file.ranges:
-            span = None
-        byte_range = f"bytes={span.start}-{span.end - 1}" if span else None
-        connection = self._request(target, byte_range, report)
-        head = self._head
-        assert head is not None  # noqa: S101 - _request sets it
-        try:
-            self._check_status(job, head, connection)
-            job.source.check_pin(job.file, head.headers)
-            check_length(job.file, span, head.headers, connection.length_bytes)
-        except BaseException:
-            # An error's body may be drained, and then the connection is as good as before.
-            self._keep_current()
-            raise
-        return connection
-
-    def _check_status(self, job: BlobJob, head: ResponseHead, connection: HttpConnection) -> None:
-        if head.status not in {200, 206}:
-            body = connection.read_error_body()
-            raise job.source.refusal(job.file, head.status, head.headers, body)
-
-    def _request(
-        self, target: HttpTarget, byte_range: str | None, report: SourceReport
-    ) -> HttpConnection:
-        for _ in range(2):
-            connection = self._connection(target, report)
-            reused = connection.answered > 0
-            started_s = perf_counter()
-            try:
-                self._head = connection.get(target, byte_range)
-            except SourceUnavailable:
-                self._drop_current()
-                if reused and not self._aborted:
-                    continue  # closed while idle: that is nobody's failure
-                raise
-            self.first_byte_s = perf_counter() - started_s
-            self.times.first_byte_s += self.first_byte_s
-            return connection
-        raise SourceUnavailable(f"{target.host}:{target.port} closes every connection")
-
-    def _connection(self, target: HttpTarget, report: SourceReport) -> HttpConnection:
-        key = endpoint_of(target)
-        connection = self._connections.pop(key, None)
-        if connection is not None and perf_counter() - connection.used_at_s > IDLE_S:
-            connection.close()
-            connection = None
-        if connection is None:
-            started_s = perf_counter()
-            connection = HttpConnection(
-                target,
-                connect_timeout_s=self._tools.settings.connect_timeout_s,
-                stall_timeout_s=self._tools.settings.stall_timeout_s,
-            )
-            self.times.connecting_s += perf_counter() - started_s
-            report.connections += 1
-        self._current = connection
-        return connection
-
-    def _keep_current(self) -> None:
-        connection, self._current = self._current, None
-        if connection is None:
-            return
-        if not connection.finished():
-            connection.close()
-            return
-        if len(self._connections) >= CONNECTIONS_KEPT:
-            self._connections.pop(next(iter(self._connections))).close()
-        self._connections[connection.endpoint] = connection
-
-    def _drop_current(self) -> None:
-        connection, self._current = self._current, None
-        if connection is not None:
-            connection.close()
 
 
 def _release(blocks: list[Block]) -> None:

@@ -1,0 +1,171 @@
+"""One worker's requests: signed targets in, checked bodies out, connections kept between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Final
+
+from modelcache.config import TransferSettings
+from modelcache.domain.ranges import ByteRange
+from modelcache.errors import SourceUnavailable
+from modelcache.sources.source import HttpTarget, LocalTarget
+from modelcache.transfer.bodies import Body, LocalBody, check_length
+from modelcache.transfer.http1 import Endpoint, HttpConnection, ResponseHead, endpoint_of
+from modelcache.transfer.jobs import BlobJob
+from modelcache.transfer.report import SourceReport, WorkerTimes
+
+CONNECTIONS_KEPT: Final = 16  # per worker: the lanes of a batch, and a redirecting origin's stores
+IDLE_S: Final = 20.0  # servers close idle connections after 20 s (S3) to 75 s (nginx)
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request under way: what was asked, and where the answer will come from."""
+
+    job: BlobJob
+    span: ByteRange | None
+    report: SourceReport
+    sent_s: float
+    target: HttpTarget | None = None
+    connection: HttpConnection | None = None
+    local: LocalBody | None = None
+    head: ResponseHead | None = None
+
+
+class Requests:
+    """Not thread-safe, except for `abort`."""
+
+    def __init__(self, settings: TransferSettings, times: WorkerTimes) -> None:
+        self.first_byte_s = 0.0  # of the last request
+        self._settings = settings
+        self._times = times
+        self._idle: dict[Endpoint, list[HttpConnection]] = {}
+        self._open: dict[int, HttpConnection] = {}
+
+    def send(
+        self, job: BlobJob, span: ByteRange | None, report: SourceReport, *, fresh: bool
+    ) -> Exchange:
+        """Ask for a range (None: the whole file). Raises as `locate` does, SourceUnavailable."""
+        started_s = perf_counter()
+        target = job.target(fresh=fresh)
+        signed_s = perf_counter()
+        self._times.signing_s += signed_s - started_s
+        report.requests += 1
+        if not job.file.ranges:
+            span = None
+        exchange = Exchange(job, span, report, signed_s)
+        if isinstance(target, LocalTarget):
+            exchange.local = LocalBody(target, span.start if span else 0)
+            return exchange
+        exchange.target = target
+        self._dispatch(exchange, target, fresh=False)
+        return exchange
+
+    def receive(self, exchange: Exchange) -> Body:
+        """Read the answer's head and check all it can tell.
+
+        Raises what the source makes of a refusal, OriginChanged, SourceUnavailable.
+        """
+        if exchange.local is not None:
+            return exchange.local
+        connection, head = self._answer(exchange)
+        exchange.head = head
+        now_s = perf_counter()
+        self.first_byte_s = now_s - exchange.sent_s
+        self._times.first_byte_s += self.first_byte_s
+        file = exchange.job.file
+        if head.status not in {200, 206}:
+            body = connection.read_error_body()
+            self.done(exchange)
+            raise exchange.job.source.refusal(file, head.status, head.headers, body)
+        exchange.job.source.check_pin(file, head.headers)
+        check_length(file, exchange.span, head.headers, connection.length_bytes)
+        return connection
+
+    def done(self, exchange: Exchange) -> None:
+        """The body was read: keep the connection if the next request may follow on it."""
+        connection = exchange.connection
+        if connection is None:
+            return
+        self._open.pop(id(connection), None)
+        if not connection.finished() or sum(map(len, self._idle.values())) >= CONNECTIONS_KEPT:
+            connection.close()
+            return
+        self._idle.setdefault(connection.endpoint, []).append(connection)
+
+    def drop_open(self) -> None:
+        """Close every connection whose answer was not read to its end."""
+        for connection in self._open.values():
+            connection.close()
+        self._open.clear()
+
+    def abort(self) -> None:
+        """Wake up the reader, from another thread; what is open cannot go on after."""
+        for connection in list(self._open.values()):
+            connection.abort()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.drop_open()
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.close()
+        self._idle.clear()
+
+    def _answer(self, exchange: Exchange) -> tuple[HttpConnection, ResponseHead]:
+        connection, target = exchange.connection, exchange.target
+        assert connection is not None, "sent"  # noqa: S101
+        assert target is not None, "sent"  # noqa: S101
+        reused = connection.answered > 0
+        try:
+            return connection, connection.read_head()
+        except SourceUnavailable:
+            self._discard(connection)
+            if not reused:
+                raise
+        # A kept connection may have been closed by its server meanwhile: nobody's failure.
+        connection = self._dispatch(exchange, target, fresh=True)
+        return connection, connection.read_head()
+
+    def _dispatch(self, exchange: Exchange, target: HttpTarget, *, fresh: bool) -> HttpConnection:
+        span = exchange.span
+        byte_range = f"bytes={span.start}-{span.end - 1}" if span else None
+        while True:
+            connection = None if fresh else self._kept(target)
+            if connection is None:
+                connection = self._connect(target, exchange.report)
+            self._open[id(connection)] = exchange.connection = connection
+            exchange.sent_s = perf_counter()
+            try:
+                connection.send(target, byte_range)
+            except SourceUnavailable:
+                self._discard(connection)
+                if not connection.answered:
+                    raise
+                continue
+            return connection
+
+    def _kept(self, target: HttpTarget) -> HttpConnection | None:
+        kept = self._idle.get(endpoint_of(target))
+        while kept:
+            connection = kept.pop()
+            if perf_counter() - connection.used_at_s <= IDLE_S:
+                return connection
+            connection.close()
+        return None
+
+    def _connect(self, target: HttpTarget, report: SourceReport) -> HttpConnection:
+        started_s = perf_counter()
+        connection = HttpConnection(
+            target,
+            connect_timeout_s=self._settings.connect_timeout_s,
+            stall_timeout_s=self._settings.stall_timeout_s,
+        )
+        self._times.connecting_s += perf_counter() - started_s
+        report.connections += 1
+        return connection
+
+    def _discard(self, connection: HttpConnection) -> None:
+        self._open.pop(id(connection), None)
+        connection.close()
