@@ -48,7 +48,7 @@ class SmallBlobs:
                 self._open()
         hashes = (xxh3,) if len(data) else ()
         receipt = Receipt(len(data), self._chunk_bytes, hashes, verified)
-        with files.translated(self._layout.blob(blob)):
+        with files.translated(self._layout.partial):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             try:
                 fd = os.open(blob, flags, BLOB_MODE, dir_fd=self._folder_fd)
@@ -82,9 +82,10 @@ class SmallBlobs:
             return
         with files.translated(folder):
             files.sync_filesystem(self._folder_fd)
+            blobs = f"{self._layout.blobs}{os.sep}"
             for blob in staged:
                 self._ensure_folder(blob)
-                files.rename(folder / blob, self._layout.blob(blob))
+                files.rename(f"{folder}{os.sep}{blob}", f"{blobs}{fan_out(blob)}{os.sep}{blob}")
 
     def close(self) -> None:
         """Let go of the staging folder; what was not committed is left for adoption."""

@@ -10,7 +10,7 @@ from modelcache.domain.manifests import File, Manifest
 from modelcache.domain.paths import parents
 from modelcache.errors import CorruptData
 from modelcache.store import files
-from modelcache.store.layout import Layout
+from modelcache.store.layout import Layout, fan_out
 
 TEMPORARY = ".tmp-"
 
@@ -30,7 +30,7 @@ def build(layout: Layout, manifest: Manifest) -> Path:
         made = {""}
         for file in manifest.files:
             _make_parents(temporary, file.path, made)
-            _link(layout, file, temporary / file.path)
+            _link(layout, file, f"{temporary}{os.sep}{file.path}")
         fd = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             files.sync_filesystem(fd)
@@ -64,8 +64,8 @@ def _make_parents(root: Path, path: str, made: set[str]) -> None:
             made.add(parent)
 
 
-def _link(layout: Layout, file: File, target: Path) -> None:
-    blob = layout.blob(file.blob)
+def _link(layout: Layout, file: File, target: Path | str) -> None:
+    blob = f"{layout.blobs}{os.sep}{fan_out(file.blob)}{os.sep}{file.blob}"
     try:
         files.link(blob, target)
     except FileNotFoundError as error:

@@ -72,8 +72,17 @@ class S3Source:
             found = [] if version else self._list(prefix, ref)
             if not found and path and not ref.path.endswith("/"):
                 found = self._single(path, version, ref)
-            with ThreadPoolExecutor(HEADS_AT_ONCE) as pool:
-                files = list(pool.map(lambda item: self._file(item[0], item[1], version), found))
+            # Only what needs a request goes to the threads: handing over 10,000 that do not
+            # costs more than listing them.
+            asked = [pair for pair in found if _needs_head(pair[1], version)]
+            files = [
+                self._file(name, item, version)
+                for name, item in found
+                if not _needs_head(item, version)
+            ]
+            if asked:
+                with ThreadPoolExecutor(HEADS_AT_ONCE) as pool:
+                    files += pool.map(lambda pair: self._file(pair[0], pair[1], version), asked)
         except (BotoCoreError, ClientError) as error:
             raise self._translated(error) from error
         if not files:
@@ -158,7 +167,7 @@ class S3Source:
             raise SourceRefused(f"{self._where(item.key)} is archived; restore it, or exclude it")
         pin = Pin(etag=item.etag, version=version)
         published: tuple[Checksum, ...] = ()
-        if item.size_bytes > BLOCK_BYTES or version:
+        if _needs_head(item, version):
             head = self._head(item.key, version)
             if _bare(head["ETag"]) != _bare(item.etag):
                 raise OriginChanged(f"{self._where(item.key)} is being replaced; pull again")
@@ -304,3 +313,8 @@ class S3Source:
 
 def _bare(etag: str) -> str:
     return etag.strip('"')
+
+
+def _needs_head(item: Listed, version: str | None) -> bool:
+    """Whether the listing does not say enough: ranged reads bring no checksum with them."""
+    return item.size_bytes > BLOCK_BYTES or version is not None
