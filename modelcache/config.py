@@ -174,8 +174,9 @@ def parse_size(text: str) -> int:
     if not match:
         raise InvalidConfig(f"{text!r} is not a size; write for example 512MiB or 1.5GB")
     whole, fraction, prefix, binary = match.groups(default="")
-    unit = (1024 if binary else 1000) ** " KMGTP".index(prefix.upper() or " ")
-    return int(whole) * unit + int(fraction or 0) * unit // 10 ** len(fraction)
+    unit: int = (1024 if binary else 1000) ** " KMGTP".index(prefix.upper() or " ")
+    scale: int = 10 ** len(fraction)
+    return int(whole) * unit + int(fraction or 0) * unit // scale
 
 
 def parse_duration(text: str) -> float:
