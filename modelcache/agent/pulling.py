@@ -12,6 +12,7 @@ import xxhash
 
 from modelcache.agent.fetching import Fetching, wall_clock_s
 from modelcache.agent.repairing import Repair
+from modelcache.config import BLOCK_BYTES
 from modelcache.domain.manifests import BlobId, File, Manifest, ModelId
 from modelcache.sources.opening import open_source
 from modelcache.store import BlobState, room
@@ -107,7 +108,11 @@ class Pull(Fetching):
         return missing
 
     def _make_room(self, manifest: Manifest, missing: Sequence[File]) -> None:
-        need = sum(file.size_bytes for file in missing if not self.store.has_partial(file.blob))
+        need = sum(
+            file.size_bytes
+            for file in missing
+            if file.size_bytes <= BLOCK_BYTES or not self.store.has_partial(file.blob)
+        )
         if need:
             room.reserve(self.store, need, keep=manifest.model_id, now_s=wall_clock_s())
 
