@@ -21,7 +21,7 @@ from modelcache.domain.manifests import BlobId, File, Manifest, ModelId
 from modelcache.domain.ranges import ChunkGrid
 from modelcache.domain.refs import Ref
 from modelcache.errors import CorruptData, NotInStore, StoreReadOnly
-from modelcache.store import LeaseInfo, Store, room
+from modelcache.store import BlobState, LeaseInfo, Store, room
 from modelcache.store import repair as repairs
 from modelcache.store.room import GarbageReport, Usage
 from modelcache.transfer.report import Report
@@ -245,6 +245,8 @@ class Engine:
                 bad = list(range(max(1, self._grid(file).count)))
             else:
                 bad = repairs.bad_chunks(self.store, blob, file.size_bytes)
+                if not bad and self.store.blob_state(blob) is BlobState.CHANGED:
+                    self.store.renew_receipt(blob)
             result.size_bytes += file.size_bytes
             if bad:
                 damaged[blob] = bad

@@ -10,16 +10,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 from typing import Final
 
 from modelcache.config import BLOCK_BYTES, Settings
 from modelcache.domain.manifests import File
 from modelcache.domain.ranges import ChunkGrid
-from modelcache.domain.refs import Ref
+from modelcache.domain.refs import Ref, Scheme
 from modelcache.errors import Cancelled
 from modelcache.planner import SourceId
-from modelcache.sources.source import Source
+from modelcache.sources.source import LocalTarget, Source
 from modelcache.store import BlobBusy, BlobWriter, SmallBlobs, Store
 from modelcache.transfer.checks import best_checksum
 from modelcache.transfer.engine import Transfer
@@ -116,7 +117,11 @@ class Fetching:
             reader_follows=False,
         )
         self.report.io = mode.value
-        return self.store.writer(job.file.blob, job.file.size_bytes, mode=mode)
+        writer = self.store.writer(job.file.blob, job.file.size_bytes, mode=mode)
+        target = job.target(fresh=False) if self.ref.scheme is Scheme.FILE else None
+        if isinstance(target, LocalTarget) and target.share:
+            writer.share(Path(target.path), link=target.link)
+        return writer
 
     def _wait_for(self, busy: Sequence[BlobJob], source: Source) -> list[BlobJob]:
         """Wait until others have brought these blobs; return those whose fetcher gave up."""

@@ -101,6 +101,8 @@ class Pull(Fetching):
                 bad = repairs.bad_chunks(self.store, blob, file.size_bytes)
                 if bad:
                     damaged[blob] = bad
+                else:
+                    self.store.renew_receipt(blob)
         self.report.files = len(manifest.blobs())
         self.report.present_bytes = self._present_bytes
         if damaged:

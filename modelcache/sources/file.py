@@ -44,6 +44,7 @@ class FileSource:
             raise InvalidRef(f"option link={link} in file ref is not known; write link={_LINK}")
         self._origin = origin
         self._link = link == _LINK or settings.link is LocalCopy.HARDLINK
+        self._share = self._link or settings.link is LocalCopy.REFLINK
 
     def resolve(self, ref: Ref) -> Manifest:
         """See Source. Raises UnsafePath for links out of the tree and for what is not a file."""
@@ -74,7 +75,7 @@ class FileSource:
             raise OriginChanged(
                 f"{file.key} was changed since it was listed; pull again to resolve it anew"
             )
-        return LocalTarget(path, link=self._link)
+        return LocalTarget(path, link=self._link, share=self._share)
 
     def check_pin(self, file: File, headers: Mapping[str, str]) -> None:
         """See Source. A local file has no headers; its state is compared instead."""

@@ -47,10 +47,14 @@ class HttpTarget:
 
 @dataclass(frozen=True, slots=True)
 class LocalTarget:
-    """A file that this machine can open. `link`: a hard link may stand for a copy."""
+    """A file that this machine can open.
+
+    share: a reflink may stand for a copy. link: so may a hard link.
+    """
 
     path: str
     link: bool = False
+    share: bool = True
 
 
 Target = HttpTarget | LocalTarget

@@ -113,17 +113,20 @@ def write_file(path: Path, receipt: Receipt) -> None:
 
 
 def read(blob_path: Path, receipt_path: Path) -> Receipt | None:
-    """The receipt of a blob, from wherever it is; None if there is none that can be read."""
+    """The receipt of a blob, from wherever it is; None if there is none that can be read.
+
+    A file comes first: it may renew what a read-only blob's attribute can no longer say.
+    """
     try:
-        found = Receipt.from_bytes(os.getxattr(blob_path, XATTR))
+        found = Receipt.from_bytes(receipt_path.read_bytes())
     except OSError:
-        found = None  # no attribute, or a filesystem without them
+        found = None  # the usual case of a small blob
     if found is not None:
         return found
     try:
-        return Receipt.from_bytes(receipt_path.read_bytes())
+        return Receipt.from_bytes(os.getxattr(blob_path, XATTR))
     except OSError:
-        return None
+        return None  # no attribute, or a filesystem without them
 
 
 def state(blob_path: Path, receipt: Receipt | None) -> BlobState:

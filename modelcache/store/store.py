@@ -95,6 +95,14 @@ class Store:
         """Chunk hashes and how the origin vouched."""
         return receipts.read(self.layout.blob(blob), self.layout.receipt(blob))
 
+    def renew_receipt(self, blob: BlobId) -> None:
+        """Accept the blob's present inode and date: its bytes were hashed and are as published."""
+        receipt = self.receipt(blob)
+        if receipt is not None and self.writable:
+            path = self.layout.blob(blob)
+            with files.translated(path):
+                receipts.write_file(self.layout.receipt(blob), receipt.of(path.stat()))
+
     def writer(self, blob: BlobId, size_bytes: int, *, mode: WriteMode) -> BlobWriter:
         """Begin or continue a blob. Raises BlobBusy, StoreFull, StoreReadOnly."""
         grid = ChunkGrid(size_bytes, self.settings.chunk_bytes)

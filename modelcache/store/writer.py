@@ -47,6 +47,8 @@ class BlobWriter:
         self._data = self._folder / "data"
         self._guard = threading.Lock()
         self._lock_fd: int | None = None
+        self._linked = False  # the data is somebody else's file, too: not to be changed
+        self.shared = False
         with files.translated(self._folder):
             self._lock_fd = self._lock()
             try:
@@ -82,6 +84,8 @@ class BlobWriter:
         blob is padded with zeros inside the buffer, for which it must have room. Raises
         StoreFull, StoreReadOnly, StoreError; the chunk does not count until `finish_chunk`.
         """
+        if self.shared:
+            return
         if self.direct:
             padded = -(-length // files.ALIGNMENT) * files.ALIGNMENT
             if padded != length:
@@ -97,6 +101,24 @@ class BlobWriter:
             size = os.preadv(self._fd, [buffer[:wanted]], offset)
             if size < length:
                 raise OSError(5, "shorter than what was written")
+
+    def share(self, origin: Path, *, link: bool) -> bool:
+        """Take a local file's bytes without copying; False where only copying is possible.
+
+        By reflink, or with `link` as the very same file, which then must never be edited. Only
+        for a partial with no chunk done. Chunks still have to be read (`data_path`), hashed and
+        finished; `write` has nothing to do any more.
+        """
+        if self.done:
+            return False
+        with files.translated(self._data):
+            self.shared = self._link(origin) if link else self._clone(origin)
+        return self.shared
+
+    @property
+    def data_path(self) -> Path:
+        """Where the bytes are until they are published."""
+        return self._data
 
     def finish_chunk(self, chunk: int, xxh3: bytes, crc: int | None) -> None:
         """Count a chunk as stored; its bytes were all written. Survives the process on return."""
@@ -124,10 +146,11 @@ class BlobWriter:
         receipt = Receipt(self.grid.size_bytes, self.grid.chunk_bytes, hashes, verified)
         with files.translated(target):
             target.parent.mkdir(mode=0o700, exist_ok=True)
-            os.ftruncate(self._fd, self.grid.size_bytes)
-            os.fchmod(self._fd, BLOB_MODE)
+            if not self._linked:
+                os.ftruncate(self._fd, self.grid.size_bytes)
+                os.fchmod(self._fd, BLOB_MODE)
             receipt = receipt.of(os.fstat(self._fd))
-            if not receipts.attach(self._fd, receipt):
+            if self._linked or not receipts.attach(self._fd, receipt):
                 receipts.write_file(self._layout.receipt(self.blob), receipt)
             files.fsync(self._fd)
             files.rename(self._data, target)
@@ -170,6 +193,7 @@ class BlobWriter:
     def _begin(self, grid: ChunkGrid) -> Journal:
         """A new partial: first the room, then the journal that makes it count."""
         files.unlink(self._folder / "journal")
+        files.unlink(self._data)  # it may be a link to a user's file: never truncate it
         fd = os.open(self._data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, 0)
@@ -183,7 +207,10 @@ class BlobWriter:
 
     def _continue(self, grid: ChunkGrid) -> Journal | None:
         journal = Journal.open(self._folder / "journal", self.blob, grid.size_bytes)
-        if journal is None or not self._data.exists():
+        if journal is None:
+            return None
+        if not self._data.exists() or self._data.stat().st_nlink > 1:  # gone, or a user's file
+            journal.close()
             return None
         if journal.boot == boot_id():
             return journal
@@ -203,6 +230,27 @@ class BlobWriter:
             fresh.add(chunk, record)
         files.rename(self._folder / "journal.new", self._folder / "journal")
         return fresh
+
+    def _clone(self, origin: Path) -> bool:
+        source = os.open(origin, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return files.clone(source, self._fd)
+        finally:
+            os.close(source)
+
+    def _link(self, origin: Path) -> bool:
+        temporary = self._folder / "data.link"
+        files.unlink(temporary)
+        try:
+            files.link(origin, temporary)
+        except OSError:
+            return self._clone(origin)  # another filesystem, or links not permitted
+        files.rename(temporary, self._data)
+        os.close(self._fd)
+        self._fd = os.open(self._data, os.O_RDONLY | os.O_CLOEXEC)
+        self.direct = False
+        self._linked = True
+        return True
 
     def _open_data(self, mode: WriteMode) -> tuple[int, bool]:
         flags = os.O_RDWR | os.O_CLOEXEC

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 from modelcache.domain.manifests import File
 from modelcache.domain.ranges import ByteRange
 from modelcache.errors import Forbidden, NotFound, OriginChanged, SourceUnavailable
-from modelcache.sources.source import LocalTarget
 
 
 class Body(Protocol):
@@ -23,15 +23,15 @@ class Body(Protocol):
 class LocalBody:
     """A file of this machine, read from an offset on."""
 
-    def __init__(self, target: LocalTarget, start: int) -> None:
+    def __init__(self, path: Path, start: int) -> None:
         """Raises NotFound, Forbidden."""
         try:
-            self._fd = os.open(target.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except PermissionError as error:
-            raise Forbidden(f"{target.path} may not be read by this user") from error
+            raise Forbidden(f"{path} may not be read by this user") from error
         except OSError as error:
-            raise NotFound(f"{target.path} cannot be opened: {error.strerror}") from error
-        self._path = target.path
+            raise NotFound(f"{path} cannot be opened: {error.strerror}") from error
+        self._path = path
         self._offset = start
 
     def read_into(self, view: memoryview) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Final
 
@@ -56,7 +57,10 @@ class Requests:
             span = None
         exchange = Exchange(job, span, report, signed_s)
         if isinstance(target, LocalTarget):
-            exchange.local = LocalBody(target, span.start if span else 0)
+            # A shared file is hashed as the store has it: the user's may change meanwhile.
+            shared = job.writer is not None and job.writer.shared
+            path = job.writer.data_path if job.writer and shared else Path(target.path)
+            exchange.local = LocalBody(path, span.start if span else 0)
             return exchange
         exchange.target = target
         self._dispatch(exchange, target, fresh=False)
