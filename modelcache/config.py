@@ -168,6 +168,20 @@ def load_settings(
     return _validated(_apply_environment(settings, environment))
 
 
+def override(settings: Settings, flags: Mapping[str, str | int | bool | None]) -> Settings:
+    """Apply flags, named `group.field`, over settings; None is not given. Raises InvalidConfig."""
+    table: dict[str, Any] = {}
+    for name, value in flags.items():
+        if value is not None:
+            group, _, inner = name.partition(".")
+            table.setdefault(group, {})[inner] = value
+    changed = _apply_table(settings, table, where="option")
+    # A lower ceiling given by hand lowers the start, too.
+    transfer = changed.transfer
+    start = min(transfer.connections_start, transfer.connections_max)
+    return _validated(replace(changed, transfer=replace(transfer, connections_start=start)))
+
+
 def parse_size(text: str) -> int:
     """Bytes from `512MiB`, `1.5GB`, `2T` or a plain number. Raises InvalidConfig."""
     match = re.fullmatch(r"\s*([0-9]+)(?:\.([0-9]+))?\s*(?:([kKMGTP])(i?))?[bB]?\s*", text)

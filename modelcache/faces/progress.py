@@ -1,0 +1,161 @@
+"""A pull on the screen: bars on a terminal, a line now and then elsewhere.
+
+With many files the bars would scroll away, so only the busiest few are shown and the rest counted.
+Everything goes to standard error; standard output is for results.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Protocol, Self
+
+from modelcache.faces import units
+from modelcache.transfer.report import Phase, Progress
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+BARS_MAX: Final = 6  # files shown at once: a screen stays a screen
+LINE_EVERY_S: Final = 5.0
+LINE_EVERY_SHARE: Final = 0.1
+_WORDS: Final = {
+    Phase.RESOLVING: "resolving",
+    Phase.WAITING: "waiting for another process that fetches this",
+    Phase.TRANSFERRING: "fetching",
+    Phase.PUBLISHING: "publishing",
+    Phase.DONE: "done",
+}
+
+
+class Display(AbstractContextManager["Display"], Protocol):
+    """Shows progress while it is entered."""
+
+    def __call__(self, progress: Progress) -> None:
+        """Show this moment."""
+        ...
+
+
+def display(*, quiet: bool) -> Display:
+    """The display for this standard error."""
+    if quiet:
+        return Silence()
+    return Bars() if sys.stderr.isatty() else Lines()
+
+
+class Silence:
+    """Shows nothing."""
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End."""
+
+    def __call__(self, progress: Progress) -> None:
+        """See Display."""
+
+
+class Lines(Silence):
+    """One line at most every five seconds or tenth of the way: for logs."""
+
+    def __init__(self) -> None:
+        self._phase: Phase | None = None
+        self._said_s = -LINE_EVERY_S
+        self._said_share = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        """See Display."""
+        share = progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0
+        news = (
+            progress.phase is not self._phase
+            or progress.elapsed_s - self._said_s >= LINE_EVERY_S
+            or share - self._said_share >= LINE_EVERY_SHARE
+        )
+        if not news or progress.phase is Phase.DONE:
+            return
+        self._phase, self._said_s, self._said_share = progress.phase, progress.elapsed_s, share
+        sys.stderr.write(f"{describe(progress)}\n")
+        sys.stderr.flush()
+
+
+class Bars(Silence):
+    """Bars that are drawn over each other, with rich."""
+
+    def __init__(self) -> None:
+        # rich costs 40 ms to import, so only where there is a terminal to draw on.
+        from rich.console import Console  # noqa: PLC0415
+        from rich.live import Live  # noqa: PLC0415
+
+        self._live = Live(console=Console(stderr=True), transient=True, refresh_per_second=10)
+
+    def __enter__(self) -> Self:
+        """Start drawing."""
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wipe what was drawn."""
+        self._live.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """See Display."""
+        self._live.update(_drawing(progress))
+
+
+def describe(progress: Progress) -> str:
+    """One line: phase, bytes, rate, time left, connections."""
+    words = f"{_WORDS[progress.phase]} {progress.ref}"
+    if progress.phase is Phase.RESOLVING or not progress.total_bytes:
+        return words
+    share = 100 * progress.done_bytes / progress.total_bytes
+    parts = [
+        f"{words}: {share:.0f} %",
+        f"{units.size(progress.done_bytes)} of {units.size(progress.total_bytes)}",
+        units.rate(progress.rate_bytes_s),
+    ]
+    if progress.eta_s is not None and progress.phase is Phase.TRANSFERRING:
+        parts.append(f"{units.duration(progress.eta_s)} left")
+    parts.append(units.count(progress.connections, "connection"))
+    if progress.retries:
+        parts.append(f"{progress.retries} retries")
+    return ", ".join(parts)
+
+
+def _drawing(progress: Progress) -> RenderableType:
+    from rich.console import Group  # noqa: PLC0415 - see Bars
+    from rich.progress_bar import ProgressBar  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table.grid(padding=(0, 1))
+    table.add_column(ratio=2, no_wrap=True, overflow="ellipsis", max_width=44)
+    table.add_column(width=30)
+    table.add_column(justify="right", no_wrap=True)
+    total = progress.total_bytes
+    if total:
+        table.add_row(
+            Text(f"{progress.files_done}/{progress.files_total} files", style="bold"),
+            ProgressBar(total=total, completed=progress.done_bytes),
+            f"{units.size(progress.done_bytes)} of {units.size(total)}",
+        )
+    for file in progress.active[:BARS_MAX]:
+        bar = ProgressBar(total=max(1, file.size_bytes), completed=file.done_bytes)
+        table.add_row(f"  {file.path}", bar, units.size(file.size_bytes))
+    hidden = len(progress.active) - BARS_MAX
+    lines: list[RenderableType] = [Text(describe(progress)), table]
+    if hidden > 0:
+        lines.append(Text(f"  + {hidden} more under way", style="dim"))
+    return Group(*lines)
