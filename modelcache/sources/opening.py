@@ -17,10 +17,12 @@ def open_source(origin: Ref, settings: Settings) -> Source:
         case Scheme.S3:
             try:
                 from modelcache.sources.s3 import S3Source  # noqa: PLC0415 - an optional extra
-            except ImportError as error:
+            except ModuleNotFoundError as error:
+                package = (error.name or "").partition(".")[0]
+                if package == "modelcache":
+                    raise  # our bug, not a missing extra
                 raise UsageError(
-                    f"s3:// needs the s3 extra ({error.name} is missing); "
-                    "install modelcache with [s3]"
+                    f"s3:// needs {package}, which is not installed; install modelcache[s3]"
                 ) from error
             return S3Source(origin, settings.s3, settings.transfer)
         case Scheme.HTTP | Scheme.HTTPS:

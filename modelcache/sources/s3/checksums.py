@@ -2,7 +2,9 @@
 
 A FULL_OBJECT checksum is over the bytes; a COMPOSITE one over the checksums of the parts, written
 with `-N` behind it, and can be checked only where the parts are known. An ETag is the MD5 of a
-single-part object unless a KMS or customer key encrypts it.
+single-part object unless a KMS or customer key encrypts it. S3 publishes base64, we keep hex.
+
+Rules: https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html
 """
 
 from __future__ import annotations
@@ -11,67 +13,87 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from modelcache.domain.manifests import Algorithm, Checksum
 
 # The order in which they are tried: an identity, then the cheap ones, then those that go in order.
-ORDER: Final = (
-    Algorithm.SHA256,
-    Algorithm.CRC64NVME,
-    Algorithm.CRC32C,
-    Algorithm.CRC32,
-    Algorithm.SHA1,
-)
-_MD5_ETAG: Final = re.compile(r'"?([0-9a-f]{32})"?')
-_OPAQUE_ENCRYPTION: Final = frozenset({"aws:kms", "aws:kms:dsse"})
+WIDTHS: Final = {  # bytes
+    Algorithm.SHA256: 32,
+    Algorithm.CRC64NVME: 8,
+    Algorithm.CRC32C: 4,
+    Algorithm.CRC32: 4,
+    Algorithm.SHA1: 20,
+}
+_ETAG: Final = re.compile(r'"?([0-9a-f]{32})(?:-([0-9]{1,5}))?"?')
+_OPAQUE_ENCRYPTION: Final = frozenset({"aws:kms", "aws:kms:dsse", "aws:fsx"})
 
 
-def published(headers: Mapping[str, str]) -> tuple[Checksum, ...]:
-    """Whole-object checksums of a HEAD or whole-object GET response, best first."""
-    kind = headers.get("x-amz-checksum-type", "")
+@dataclass(frozen=True, slots=True)
+class Composite:
+    """A checksum over parts whose sizes are not known yet. value: hex."""
+
+    algorithm: Algorithm
+    value: str
+
+
+def published(headers: Mapping[str, str], size_bytes: int) -> tuple[Checksum, ...]:
+    """Checksums of a HEAD or whole-object GET response that can be checked, best first."""
+    etag = _ETAG.fullmatch(headers.get("etag", ""))
+    etag_parts = int(etag[2] or 0) if etag else 0
     found = []
-    for algorithm in ORDER:
-        value = headers.get(f"x-amz-checksum-{algorithm.value}", "")
-        if not value or "-" in value or kind == "COMPOSITE":
-            continue
-        digest = _hex(value)
-        if digest:
-            found.append(Checksum(algorithm, digest))
-    return (*found, *_md5(headers))
+    for algorithm, value, count in _values(headers):
+        if count == 1 or (etag_parts == 1 and count is not None):
+            found.append(Checksum(algorithm, value, (size_bytes,)))
+        elif count is None and (not etag_parts or headers.get("x-amz-checksum-type")):
+            found.append(Checksum(algorithm, value))
+    if etag and etag_parts < 2 and not _opaque(headers):  # noqa: PLR2004 - MD5s of several parts
+        found.append(Checksum(Algorithm.MD5, etag[1], (size_bytes,) if etag_parts else ()))
+    return tuple(found) if size_bytes else ()
 
 
-def composite(headers: Mapping[str, str]) -> tuple[Algorithm, str] | None:
-    """The algorithm and value (hex) of a COMPOSITE checksum, if that is what the object has."""
-    for algorithm in ORDER:
-        value = headers.get(f"x-amz-checksum-{algorithm.value}", "")
-        if value and ("-" in value or headers.get("x-amz-checksum-type") == "COMPOSITE"):
-            digest = _hex(value.partition("-")[0])
-            if digest:
-                return algorithm, digest
+def composite(headers: Mapping[str, str]) -> Composite | None:
+    """The COMPOSITE checksum of an object of several parts, if that is what it has."""
+    for algorithm, value, count in _values(headers):
+        if count is not None and count != 1:
+            return Composite(algorithm, value)
     return None
 
 
-def with_parts(algorithm: Algorithm, value: str, parts: list[dict[str, Any]]) -> Checksum | None:
+def with_parts(checksum: Composite, parts: list[dict[str, Any]]) -> Checksum | None:
     """A COMPOSITE checksum with the parts that GetObjectAttributes lists; None if some lack it."""
-    name = "Checksum" + algorithm.value.upper()
-    values = tuple(_hex(part.get(name, "")) for part in parts)
+    name = "Checksum" + checksum.algorithm.value.upper()
+    values = tuple(_hex(checksum.algorithm, part.get(name, "")) for part in parts)
     if not parts or not all(values):
         return None
-    return Checksum(algorithm, value, tuple(int(part["Size"]) for part in parts), values)
+    sizes = tuple(int(part["Size"]) for part in parts)
+    return Checksum(checksum.algorithm, checksum.value, sizes, values)
 
 
-def _md5(headers: Mapping[str, str]) -> tuple[Checksum, ...]:
+def _values(headers: Mapping[str, str]) -> list[tuple[Algorithm, str, int | None]]:
+    """Algorithm, hex, and the number of parts: None for FULL_OBJECT, 0 where it is not said."""
+    composite = headers.get("x-amz-checksum-type") == "COMPOSITE"
+    found: list[tuple[Algorithm, str, int | None]] = []
+    for algorithm in WIDTHS:
+        text, dash, count = headers.get(f"x-amz-checksum-{algorithm.value}", "").partition("-")
+        value = _hex(algorithm, text)
+        if value:
+            parts = int(count) if count.isdecimal() else 0
+            found.append((algorithm, value, parts if dash or composite else None))
+    return found
+
+
+def _opaque(headers: Mapping[str, str]) -> bool:
+    """Whether the object is encrypted in a way that makes its ETag no MD5."""
     if headers.get("x-amz-server-side-encryption") in _OPAQUE_ENCRYPTION:
-        return ()
-    if any(name.startswith("x-amz-server-side-encryption-customer") for name in headers):
-        return ()
-    match = _MD5_ETAG.fullmatch(headers.get("etag", ""))
-    return (Checksum(Algorithm.MD5, match[1]),) if match else ()
+        return True
+    return any(name.startswith("x-amz-server-side-encryption-customer") for name in headers)
 
 
-def _hex(value: str) -> str:
+def _hex(algorithm: Algorithm, value: str) -> str:
     try:
-        return base64.b64decode(value, validate=True).hex()
+        digest = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
         return ""
+    return digest.hex() if len(digest) == WIDTHS[algorithm] else ""

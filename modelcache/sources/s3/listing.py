@@ -9,46 +9,64 @@ from __future__ import annotations
 
 import threading
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import unquote
+from urllib.parse import unquote_plus
 
-from modelcache.errors import SourceUnavailable
+from modelcache.errors import SourceRefused, SourceUnavailable
+from modelcache.sources.s3.refusals import not_s3, shown, translating
 
+KEYS_MAX: Final = 1_000_000  # of one ref: 200 MB of names here, and no model; a bucket was meant
+ARCHIVES: Final = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 _EMPTY: Final = b"<ListBucketResult/>"
-ARCHIVED: Final = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One object of a listing."""
+    """One object of a listing. etag: in quotes, or empty. archived: unless it was restored."""
 
     key: str
     size_bytes: int
     etag: str
-    archived: bool
+    archived: bool = False
 
 
 class Lister:
     """Lists one bucket through one client. Thread-safe."""
 
-    def __init__(self, client: Any) -> None:  # noqa: ANN401 - botocore clients are made at run time
+    def __init__(self, client: Any, bucket: str, extra: Mapping[str, str]) -> None:  # noqa: ANN401
         self._client = client
+        self._bucket = bucket
+        self._extra = extra
         self._body = threading.local()
         client.meta.events.register("before-parse.s3.ListObjectsV2", self._take)
 
-    def list(self, bucket: str, prefix: str, extra: dict[str, str]) -> Iterator[Listed]:
-        """Every object below `prefix`. Raises what botocore raises, SourceUnavailable."""
+    def objects(self, prefix: str) -> Iterator[Listed]:
+        """Every object below `prefix`, in the server's order.
+
+        Raises what botocore's errors stand for, SourceRefused beyond KEYS_MAX keys.
+        """
+        where = shown(self._bucket, prefix)
+        seen = 0
         token: str | None = None
         while True:
-            more = {"ContinuationToken": token} if token else {}
             self._body.data = b""
-            self._client.list_objects_v2(Bucket=bucket, Prefix=prefix, **more, **extra)
-            objects, token = parse_listing(self._body.data)
+            more = {"ContinuationToken": token} if token else {}
+            with translating(where):
+                self._client.list_objects_v2(
+                    Bucket=self._bucket, Prefix=prefix, **more, **self._extra
+                )
+            objects, following = parse_listing(self._body.data, where)
             yield from objects
-            if not token:
+            seen += len(objects)
+            if following is None:
                 return
+            if following == token:
+                raise SourceUnavailable(f"{where}: the listing does not get on")
+            if seen >= KEYS_MAX:
+                raise SourceRefused(f"{where} has over {KEYS_MAX} objects; name a model's prefix")
+            token = following
 
     def _take(self, response_dict: dict[str, Any], **_: object) -> None:
         if response_dict["status_code"] == 200:  # noqa: PLR2004 - errors are botocore's to parse
@@ -56,31 +74,50 @@ class Lister:
             response_dict["body"] = _EMPTY
 
 
-def parse_listing(data: bytes) -> tuple[list[Listed], str | None]:
-    """Objects of one page and the token of the next. Raises SourceUnavailable if it is none.
+def parse_listing(data: bytes, where: str) -> tuple[list[Listed], str | None]:
+    """Objects of one page, and the token of the next.
 
+    Raises SourceRefused if it is no listing, SourceUnavailable if it lacks what it promises.
     Format: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
     """
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # no S3 sends one; entities can explode
-        raise SourceUnavailable("the bucket's listing is not plain XML")
+        raise not_s3(where)
     try:
         root = ET.fromstring(data)  # noqa: S314 - entities are refused above
     except ET.ParseError as error:
-        raise SourceUnavailable("the bucket's listing is not XML") from error
-    space = root.tag[: root.tag.index("}") + 1] if root.tag.startswith("{") else ""
+        raise not_s3(where) from error
+    space, _, name = root.tag.rpartition("}")
+    if name != "ListBucketResult":
+        raise not_s3(where)
+    if space:
+        space += "}"
     encoded = root.findtext(f"{space}EncodingType") == "url"
-    objects = []
-    for item in root.iter(f"{space}Contents"):
-        fields = {child.tag[len(space) :]: child.text or "" for child in item}
-        # Servers encode a space as + in listings; a plus in a key comes as %2B.
-        key = unquote(fields["Key"].replace("+", " ")) if encoded else fields["Key"]
-        objects.append(
-            Listed(
-                key,
-                int(fields.get("Size") or 0),
-                fields.get("ETag", ""),
-                fields.get("StorageClass") in ARCHIVED,
-            )
-        )
-    truncated = root.findtext(f"{space}IsTruncated") == "true"
-    return objects, root.findtext(f"{space}NextContinuationToken") if truncated else None
+    try:
+        objects = [_listed(item, space, encoded=encoded) for item in root.iter(f"{space}Contents")]
+    except (KeyError, ValueError) as error:
+        raise not_s3(where) from error
+    if root.findtext(f"{space}IsTruncated") != "true":
+        return objects, None
+    token = root.findtext(f"{space}NextContinuationToken")
+    if not token:
+        raise SourceUnavailable(f"{where}: the listing says there is more, and not where")
+    return objects, token
+
+
+def _listed(item: ET.Element, space: str, *, encoded: bool) -> Listed:
+    cut = len(space)
+    fields = {child.tag[cut:]: child.text or "" for child in item}
+    key = fields["Key"]
+    if encoded:  # a space comes as +, a plus as %2B
+        key = unquote_plus(key)
+    return Listed(
+        key,
+        int(fields["Size"]),
+        quoted(fields.get("ETag", "")),
+        fields.get("StorageClass") in ARCHIVES,
+    )
+
+
+def quoted(etag: str) -> str:
+    """An ETag as headers spell it; some servers list it without its quotes."""
+    return etag if not etag or etag.endswith('"') else f'"{etag}"'

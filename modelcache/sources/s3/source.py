@@ -1,320 +1,253 @@
-"""The S3 source: botocore finds credentials, endpoints and regions, lists, heads and signs.
+"""`s3://`: what a ref names in a bucket, each object pinned, and where to read it.
 
 Small objects are pinned by the listing's ETag and bring their checksum with the GET; larger ones
 are asked for one by one (HEAD), because ranged reads carry no checksum of the whole. The signature
 of a GET does not cover its Range header, so one signature serves all ranges of an object.
+`File.key` is the object's key; the bucket is that of the origin the source was opened for.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
-from urllib.parse import parse_qs, quote, urlsplit
-
-import botocore.session
-from botocore import UNSIGNED
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from time import monotonic
+from typing import Final
 
 from modelcache.config import BLOCK_BYTES, S3Settings, TransferSettings
 from modelcache.domain.manifests import Checksum, File, Manifest, Pin, blob_id
 from modelcache.domain.refs import Ref
-from modelcache.errors import InvalidRef, ModelcacheError, NotFound, OriginChanged, SourceRefused
-from modelcache.sources.proxies import proxy_for
+from modelcache.errors import (
+    CredentialsExpired,
+    InvalidRef,
+    ModelcacheError,
+    NotFound,
+    OriginChanged,
+    SourceUnavailable,
+)
 from modelcache.sources.s3 import checksums
-from modelcache.sources.s3.listing import ARCHIVED, Listed, Lister
-from modelcache.sources.s3.refusals import error_code, from_code, retry_after_s, translate
+from modelcache.sources.s3.access import REQUESTS_MAX, Access
+from modelcache.sources.s3.bucket import Bucket, Head
+from modelcache.sources.s3.listing import Listed
+from modelcache.sources.s3.refusals import (
+    SKEW_MAX,
+    SKEWED,
+    archived,
+    clock_error,
+    error_code,
+    from_code,
+    retry_after_s,
+    shown,
+    too_skewed,
+)
 from modelcache.sources.source import HttpTarget
 
-HEADS_AT_ONCE: Final = 16
-GOOD_FOR_S: Final = 600.0  # S3 accepts a signature for 15 minutes; the clocks may disagree
-_REGION_DEFAULT: Final = "us-east-1"  # what S3-compatible servers expect when nobody says
-_REGION_HEADER: Final = "x-amz-bucket-region"
+WHOLE_BYTES_MAX: Final = BLOCK_BYTES  # what the engine reads in one GET, checksum included
+VERSIONS_DENIED_S: Final = 30.0  # so long, refusals of requests sent before may still come in
+
+_Named = tuple[str, Listed]  # path inside the snapshot, object
 
 
 class S3Source:
     """See Source. One bucket at one endpoint, with one set of credentials."""
 
     def __init__(self, origin: Ref, settings: S3Settings, transfer: TransferSettings) -> None:
-        """Raises InvalidConfig for a profile that does not exist, InvalidRef, SourceRefused."""
+        """Raises InvalidConfig, InvalidRef, NoCredentials."""
         self._origin = origin
-        self._bucket = origin.authority
-        self._settings = settings
-        self._transfer = transfer
-        self._endpoint = origin.option("endpoint") or settings.endpoint or None
-        self._anonymous = origin.flag("anonymous") or settings.anonymous
-        self._guard = threading.Lock()
-        pays = origin.flag("requester-pays") or settings.requester_pays
-        self._extra: dict[str, str] = {"RequestPayer": "requester"} if pays else {}
-        try:
-            profile = origin.option("profile") or settings.profile or None
-            self._session = botocore.session.Session(profile=profile)
-            self._credentials = None if self._anonymous else self._session.get_credentials()
-            self._use_region(origin.option("region") or settings.region or None)
-        except (BotoCoreError, ClientError, ValueError) as error:
-            raise self._translated(error) from error
+        self._name = origin.authority
+        self._version = origin.option("version-id")
+        self._access = Access(origin, settings, transfer)
+        self._versions_denied_s: float | None = None
+
+    # Resolving
 
     def resolve(self, ref: Ref) -> Manifest:
-        """See Source.
-
-        A path names the objects below it (`path/…`); where there are none, the object itself.
-        """
-        path = ref.path.rstrip("/")
-        prefix = f"{path}/" if path else ""
-        version = ref.option("version-id")
-        try:
-            if self._credentials is None and not self._anonymous:
-                raise NoCredentialsError
-            found = [] if version else self._list(prefix, ref)
-            if not found and path and not ref.path.endswith("/"):
-                found = self._single(path, version, ref)
-            # Only what needs a request goes to the threads: handing over 10,000 that do not
-            # costs more than listing them.
-            asked = [pair for pair in found if _needs_head(pair[1], version)]
-            files = [
-                self._file(name, item, version)
-                for name, item in found
-                if not _needs_head(item, version)
-            ]
-            if asked:
-                with ThreadPoolExecutor(HEADS_AT_ONCE) as pool:
-                    files += pool.map(lambda pair: self._file(pair[0], pair[1], version), asked)
-        except (BotoCoreError, ClientError) as error:
-            raise self._translated(error) from error
+        """See Source. An object of exactly this key comes before a prefix of this name."""
+        bucket = Bucket(self._access)
+        with ThreadPoolExecutor(REQUESTS_MAX) as pool:
+            try:
+                files = self._files(bucket, self._find(bucket, ref, pool), pool)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
         if not files:
-            raise NotFound(f"s3://{self._bucket}/{ref.path} has no object the ref's filter accepts")
+            raise NotFound(f"{self._where(ref.path)} has no object that the ref's filter accepts")
         return Manifest.of(str(self._origin), files)
+
+    def _find(self, bucket: Bucket, ref: Ref, pool: ThreadPoolExecutor) -> list[_Named]:
+        path = ref.path
+        is_prefix = not path or path.endswith("/")
+        if self._version is not None:
+            if is_prefix:
+                raise InvalidRef("option 'version-id' is for a single object; the ref names many")
+            return _accepted(path, bucket.head(path, self._version), ref)
+        if is_prefix:
+            below, any_below = self._below(bucket, path, ref)
+            if not any_below:
+                raise NotFound(f"{self._where(path)}: there are no objects below this prefix")
+            return below
+        return self._exact_or_below(bucket, ref, pool)
+
+    def _exact_or_below(self, bucket: Bucket, ref: Ref, pool: ThreadPoolExecutor) -> list[_Named]:
+        """Ask for the object and the prefix at once: which of them it is, only the bucket knows."""
+        exact = pool.submit(bucket.head, ref.path)
+        listing_error: ModelcacheError | None = None
+        below: list[_Named] = []
+        any_below = False
+        try:
+            below, any_below = self._below(bucket, f"{ref.path}/", ref)
+        except ModelcacheError as error:
+            listing_error = error
+        head_error = exact.exception()
+        # An empty object beside a prefix of its name is how some tools mark a directory.
+        if head_error is None and (exact.result().size_bytes or not any_below):
+            return _accepted(ref.path, exact.result(), ref)
+        if any_below:
+            return below
+        if listing_error is not None:
+            raise listing_error  # it had a body to say why
+        if isinstance(head_error, NotFound):
+            raise NotFound(
+                f"{self._where(ref.path)}: neither an object nor a prefix with objects below it"
+            ) from head_error
+        assert head_error is not None  # noqa: S101 - else it was returned above
+        raise head_error
+
+    def _below(self, bucket: Bucket, prefix: str, ref: Ref) -> tuple[list[_Named], bool]:
+        """What the filter accepts below a prefix, and whether there was anything at all."""
+        found = []
+        seen = False
+        cut = len(prefix)
+        accepts = ref.files.accepts
+        for item in bucket.objects(prefix):
+            seen = True
+            if item.key.endswith("/") and not item.size_bytes:
+                continue  # a directory marker, as consoles make them
+            name = item.key[cut:]
+            if accepts(name):
+                found.append((name, item))
+        return found, seen
+
+    def _files(self, bucket: Bucket, found: list[_Named], pool: ThreadPoolExecutor) -> list[File]:
+        # Only what needs a request goes to the threads: handing over 10,000 that do not costs
+        # more than listing them.
+        asked = [named for named in found if self._needs_head(named[1])]
+        plain = [named for named in found if not self._needs_head(named[1])]
+        identity = self._access.identity
+        files = [
+            self._file(identity, name, item.key, item.size_bytes, Pin(etag=item.etag), ())
+            for name, item in plain
+        ]
+        ask: Callable[[_Named], File] = lambda named: self._asked(bucket, identity, *named)  # noqa: E731
+        files.extend(pool.map(ask, asked))
+        return files
+
+    def _needs_head(self, item: Listed) -> bool:
+        """Whether the listing does not say enough: ranged reads bring no checksum with them."""
+        return (
+            item.size_bytes > WHOLE_BYTES_MAX
+            or item.archived
+            or not item.etag
+            or self._version is not None
+        )
+
+    def _asked(self, bucket: Bucket, identity: str, name: str, item: Listed) -> File:
+        """A file as HEAD describes it; that is newer than the listing."""
+        try:
+            head = bucket.head(item.key, self._version)
+        except NotFound as error:
+            raise OriginChanged(
+                f"{self._where(item.key)} vanished while it was listed; pull again"
+            ) from error
+        if head.archived:
+            raise archived(self._where(item.key))
+        pin = Pin(etag=head.etag, version=head.version)
+        published = checksums.published(head.headers, head.size_bytes)
+        parted = checksums.composite(head.headers)
+        if parted is not None:
+            whole = checksums.with_parts(parted, bucket.parts(item.key, head.version))
+            published = (whole, *published) if whole else published
+        return self._file(identity, name, item.key, head.size_bytes, pin, published)
+
+    @staticmethod
+    def _file(  # noqa: PLR0917
+        identity: str,
+        name: str,
+        key: str,
+        size_bytes: int,
+        pin: Pin,
+        published: tuple[Checksum, ...],
+    ) -> File:
+        blob = blob_id(
+            origin=identity, key=key, size_bytes=size_bytes, pin=pin, checksums=published
+        )
+        return File(name, size_bytes, key, blob, pin, published)
+
+    # Reading
 
     def locate(self, file: File, *, fresh: bool = False) -> HttpTarget:
         """See Source."""
         if fresh:
-            self._learn_region()
-        base = self._base
-        path = base.path + quote(file.key, safe="/~")
-        if file.pin.version:
-            path += f"?versionId={quote(file.pin.version, safe='')}"
-        request = AWSRequest("GET", self._url + path, headers=self._conditions(file))
-        if not self._anonymous:
-            request.context["payload_signing_enabled"] = False
-            try:
-                self._signer().add_auth(request)
-            except BotoCoreError as error:
-                raise self._translated(error) from error
-        return HttpTarget(
-            base.host,
-            base.port,
-            base.tls,
-            path,
-            tuple(request.headers.items()),
-            GOOD_FOR_S,
-            base.ca_file,
-            base.proxy,
-        )
+            self._access.renew()
+        pin = file.pin
+        if pin.version and self._versions_denied_s is not None:
+            pin = Pin(etag=pin.etag)
+        checksum = file.size_bytes <= WHOLE_BYTES_MAX
+        return self._access.target(file.key, pin, checksum=checksum)
 
     def check_pin(self, file: File, headers: Mapping[str, str]) -> None:
         """See Source. Some servers ignore If-Match, so the ETag is compared in any case."""
-        etag, version = headers.get("etag"), headers.get("x-amz-version-id")
-        changed = etag is not None and _bare(etag) != _bare(file.pin.etag or "")
-        if changed or (file.pin.version and version and version != file.pin.version):
+        pin = file.pin
+        version = headers.get("x-amz-version-id")
+        if pin.etag and _bare(headers.get("etag", "")) != _bare(pin.etag):
             raise OriginChanged(f"{self._where(file.key)} was changed since it was listed")
+        if pin.version and version and version != pin.version:
+            raise OriginChanged(f"{self._where(file.key)} has a newer version; pull again")
 
     def checksums(self, file: File, headers: Mapping[str, str]) -> tuple[Checksum, ...]:
         """See Source."""
-        del file
-        return checksums.published(headers)
+        known = {checksum.algorithm for checksum in file.checksums}
+        published = checksums.published(headers, file.size_bytes)
+        return tuple(checksum for checksum in published if checksum.algorithm not in known)
 
     def refusal(
         self, file: File, status: int, headers: Mapping[str, str], body: bytes
     ) -> ModelcacheError:
         """See Source."""
         code = error_code(status, body)
-        return from_code(code, self._where(file.key), status=status, after_s=retry_after_s(headers))
-
-    # Resolving
-
-    def _list(self, prefix: str, ref: Ref) -> list[tuple[str, Listed]]:
-        found = []
-        for item in self._lister.list(self._bucket, prefix, self._extra):
-            name = item.key[len(prefix) :]
-            if item.key.endswith("/") and not item.size_bytes:
-                continue  # a directory marker, as consoles make them
-            if ref.files.accepts(name):
-                found.append((name, item))
+        where = self._where(file.key)
+        if code in SKEWED:
+            ahead = clock_error(headers)
+            if ahead is not None and abs(ahead) > SKEW_MAX:
+                return too_skewed(where, ahead)
+        if code == "AccessDenied" and self._reads_without_version(file):
+            return CredentialsExpired(f"{where}: may not be read by its version, only as it is")
+        self._access.doubt(code)
+        found = from_code(code, where, status=status, after_s=retry_after_s(headers))
+        if self._access.anonymous and isinstance(found, CredentialsExpired) and code in SKEWED:
+            return SourceUnavailable(found.message)  # there is no signature to renew
         return found
 
-    def _single(self, key: str, version: str | None, ref: Ref) -> list[tuple[str, Listed]]:
-        name = key.rpartition("/")[2]
-        if not ref.files.accepts(name):
-            return []
-        try:
-            head = self._head(key, version)
-        except ClientError as error:
-            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:  # noqa: PLR2004
-                raise NotFound(
-                    f"s3://{self._bucket}/{key}: neither an object nor a prefix with objects"
-                ) from error
-            raise
-        restored = 'ongoing-request="false"' in head.get("Restore", "")
-        archived = head.get("StorageClass") in ARCHIVED and not restored
-        return [(name, Listed(key, int(head["ContentLength"]), head["ETag"], archived))]
+    def _reads_without_version(self, file: File) -> bool:
+        """Whether leaving out the version may help: reading one is a right of its own.
 
-    def _file(self, name: str, item: Listed, version: str | None) -> File:
-        if item.archived:
-            raise SourceRefused(f"{self._where(item.key)} is archived; restore it, or exclude it")
-        pin = Pin(etag=item.etag, version=version)
-        published: tuple[Checksum, ...] = ()
-        if _needs_head(item, version):
-            head = self._head(item.key, version)
-            if _bare(head["ETag"]) != _bare(item.etag):
-                raise OriginChanged(f"{self._where(item.key)} is being replaced; pull again")
-            headers = head["ResponseMetadata"]["HTTPHeaders"]
-            found = headers.get("x-amz-version-id")
-            pin = Pin(etag=item.etag, version=found if found != "null" else None)
-            published = self._published(item.key, pin, headers)
-        blob = blob_id(
-            origin=self._identity(),
-            key=item.key,
-            size_bytes=item.size_bytes,
-            pin=pin,
-            checksums=published,
-        )
-        return File(name, item.size_bytes, item.key, blob, pin, published)
-
-    def _head(self, key: str, version: str | None) -> dict[str, Any]:
-        more = {"VersionId": version} if version else {}
-        head: dict[str, Any] = self._client.head_object(
-            Bucket=self._bucket, Key=key, ChecksumMode="ENABLED", **more, **self._extra
-        )
-        return head
-
-    def _published(self, key: str, pin: Pin, headers: Mapping[str, str]) -> tuple[Checksum, ...]:
-        whole = checksums.published(headers)
-        parted = checksums.composite(headers)
-        if parted is None:
-            return whole
-        checksum = checksums.with_parts(*parted, self._parts(key, pin))
-        return (checksum, *whole) if checksum else whole
-
-    def _parts(self, key: str, pin: Pin) -> list[dict[str, Any]]:
-        """The parts of a multipart object; none where the server or our rights do not tell."""
-        more: dict[str, Any] = {"VersionId": pin.version} if pin.version else {}
-        parts: list[dict[str, Any]] = []
-        marker = 0
-        try:
-            while True:
-                page = self._client.get_object_attributes(
-                    Bucket=self._bucket,
-                    Key=key,
-                    ObjectAttributes=["ObjectParts"],
-                    PartNumberMarker=marker,
-                    **more,
-                    **self._extra,
-                ).get("ObjectParts", {})
-                parts.extend(page.get("Parts", ()))
-                if not page.get("IsTruncated"):
-                    return parts
-                marker = int(page["NextPartNumberMarker"])
-        except ClientError:
-            return []  # needs a permission of its own; the object is read without this check
-
-    # Endpoints and signatures
-
-    def _use_region(self, region: str | None) -> None:
-        """Make the client, and learn from it how this bucket's URLs look."""
-        style = self._origin.option("style") or self._settings.style or "auto"
-        if style not in {"auto", "path", "virtual"}:
-            raise InvalidRef(f"s3 style must be path or virtual, not {style!r}")
-        addressing: Any = {"addressing_style": style}
-        config = Config(
-            connect_timeout=self._transfer.connect_timeout_s,
-            read_timeout=self._transfer.stall_timeout_s,
-            max_pool_connections=HEADS_AT_ONCE,
-            retries={"mode": "standard", "max_attempts": 4},
-            s3=addressing,
-            signature_version=UNSIGNED if self._anonymous else "s3v4",
-        )
-        region = region or self._session.get_config_variable("region") or _REGION_DEFAULT
-        client: Any = self._session.create_client(
-            "s3",
-            region_name=region,
-            endpoint_url=self._endpoint,
-            verify=self._settings.ca_file or None,
-            config=config,
-        )
-        self._client = client
-        self._lister = Lister(client)
-        sample: str = client.generate_presigned_url(
-            "get_object", Params={"Bucket": self._bucket, "Key": "k"}
-        )
-        parts = urlsplit(sample)
-        # The credential scope of the sample names the region that the endpoint rules chose.
-        scope = parse_qs(parts.query).get("X-Amz-Credential", [""])[0].split("/")
-        self._region = scope[2] if len(scope) == 5 else region  # noqa: PLR2004 - id/date/region/…
-        self._url = f"{parts.scheme}://{parts.netloc}"
-        tls = parts.scheme == "https"
-        self._base = HttpTarget(
-            parts.hostname or "",
-            parts.port or (443 if tls else 80),
-            tls,
-            parts.path.removesuffix("k"),
-            (),
-            GOOD_FOR_S,
-            self._settings.ca_file or None,
-            proxy_for(parts),
-        )
-
-    def _learn_region(self) -> None:
-        """Ask where the bucket lies, after a request was sent to the wrong region."""
-        if self._endpoint or self._client.meta.endpoint_url.find("amazonaws.com") < 0:
-            return
-        try:
-            headers = self._client.head_bucket(Bucket=self._bucket)["ResponseMetadata"]
-        except ClientError as error:
-            headers = error.response.get("ResponseMetadata", {})
-        except BotoCoreError as error:
-            raise self._translated(error) from error
-        region = headers.get("HTTPHeaders", {}).get(_REGION_HEADER)
-        with self._guard:
-            if region and region != self._region:
-                self._use_region(region)
-
-    def _signer(self) -> S3SigV4Auth:
-        if self._credentials is None:
-            raise NoCredentialsError
-        return S3SigV4Auth(self._credentials.get_frozen_credentials(), "s3", self._region)
-
-    def _conditions(self, file: File) -> dict[str, str]:
-        headers = {"x-amz-checksum-mode": "ENABLED"}
-        if file.pin.etag:
-            headers["If-Match"] = file.pin.etag
-        if self._extra:
-            headers["x-amz-request-payer"] = "requester"
-        return headers
-
-    def _identity(self) -> str:
-        """What tells this bucket from one of the same name elsewhere."""
-        endpoint = self._client.meta.endpoint_url
-        host = urlsplit(endpoint).netloc
-        return "s3://" + self._bucket + ("" if host.endswith(".amazonaws.com") else f"@{host}")
+        It is s3:GetObjectVersion, and many a policy grants s3:GetObject alone. If-Match pins the
+        object as well, until somebody replaces it.
+        """
+        if not file.pin.version or self._version is not None:
+            return False
+        now_s = monotonic()
+        if self._versions_denied_s is None:
+            self._versions_denied_s = now_s
+        return now_s - self._versions_denied_s < VERSIONS_DENIED_S
 
     def _where(self, key: str) -> str:
-        return f"s3://{self._bucket}/{key}"
+        return shown(self._name, key)
 
-    def _translated(self, error: Exception) -> ModelcacheError:
-        where = f"s3://{self._bucket}"
-        if isinstance(error, BotoCoreError | ClientError):
-            return translate(error, where)
-        return SourceRefused(f"{where}: {error}")
+
+def _accepted(path: str, head: Head, ref: Ref) -> list[_Named]:
+    name = path.rpartition("/")[2]
+    item = Listed(path, head.size_bytes, head.etag, head.archived)
+    return [(name, item)] if ref.files.accepts(name) else []
 
 
 def _bare(etag: str) -> str:
-    return etag.strip('"')
-
-
-def _needs_head(item: Listed, version: str | None) -> bool:
-    """Whether the listing does not say enough: ranged reads bring no checksum with them."""
-    return item.size_bytes > BLOCK_BYTES or version is not None
+    return etag.removeprefix("W/").strip('"')
