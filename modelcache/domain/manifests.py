@@ -23,6 +23,7 @@ ModelId = NewType("ModelId", str)  # 64 hex digits
 BlobId = NewType("BlobId", str)  # `sha256-<64 hex>` or `origin-<64 hex>`
 
 FORMAT: Final = 1
+_CANONICAL: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 _BLOB: Final = re.compile(r"(sha256|origin)-[0-9a-f]{64}")
 SHORT_ID: Final = 12  # hex digits of a model id that labels and tables show
 
@@ -168,7 +169,7 @@ def blob_id(
 
 def canonical_json(value: Mapping[str, Any]) -> bytes:
     """Sorted keys, no white space, UTF-8: equal values give equal bytes."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def _pin(pin: Pin) -> dict[str, str]:

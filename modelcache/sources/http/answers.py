@@ -31,6 +31,10 @@ RETRY_AFTER_S_MAX: Final = 86_400.0  # what asks for more is not worth waiting f
 # Quotes are obligatory, but some servers forget them; control characters would end our own header.
 _ETAG: Final = re.compile(r'(?:W/)?(?:"[^"\x00-\x1f\x7f]*"|[\x21\x23-\x7e]+)')
 _DIGEST: Final = re.compile(r"([A-Za-z0-9-]+)=(:?)([A-Za-z0-9+/]+={0,2})\2(?=[\s,;]|$)")
+_USUAL_DATE: Final = re.compile(
+    r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), [0-3]\d (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) "
+    r"\d{4} [0-2]\d:[0-5]\d:[0-6]\d GMT"
+)
 _HEX: Final = re.compile(r"[0-9a-fA-F]+")
 _ALGORITHMS: Final[Mapping[str, Algorithm]] = {
     "sha-256": Algorithm.SHA256,
@@ -49,7 +53,7 @@ def pin_of(headers: Mapping[str, str]) -> Pin:
     """
     etag, modified = headers.get("etag", ""), headers.get("last-modified", "")
     etag = etag if _ETAG.fullmatch(etag) else ""
-    modified = modified if http_date(modified) else ""
+    modified = modified if is_http_date(modified) else ""
     if etag and not etag.startswith("W/"):
         return Pin(etag=etag)
     if etag or modified:
@@ -187,6 +191,11 @@ def http_date(text: str) -> datetime | None:
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def is_http_date(text: str) -> bool:
+    """Whether `http_date` would read it; quick for the usual form, as an index has thousands."""
+    return _USUAL_DATE.fullmatch(text) is not None or http_date(text) is not None
 
 
 def _hex_of(value: str) -> str:

@@ -23,7 +23,7 @@ from modelcache.domain.paths import check_path
 from modelcache.domain.refs import FileFilter
 from modelcache.errors import SourceRefused, UnsafePath
 from modelcache.sources.http.address import Address
-from modelcache.sources.http.answers import http_date
+from modelcache.sources.http.answers import is_http_date
 
 # Links may make a tree endless. Both bounds are far beyond any model (the largest repositories
 # have some thousand files in some dozen directories).
@@ -111,7 +111,7 @@ def _listed(base: Address, content: Any) -> Iterator[tuple[str, Mapping[str, Any
 
 def _nginx_file(base: Address, name: str, path: str, item: Mapping[str, Any]) -> Entry:
     modified = item.get("mtime")
-    dated = isinstance(modified, str) and http_date(modified) is not None
+    dated = isinstance(modified, str) and is_http_date(modified)
     size = item.get("size")
     if size is not None and not _is_size(size):
         raise _not_an_index(base)
@@ -127,7 +127,8 @@ def _component(name: str, path: str) -> str:
 
 
 def _inside(base: Address, name: str) -> Address:
-    return base.join("./" + quote(name, safe="/"))
+    directory = base.path.partition("?")[0].rpartition("/")[0]
+    return Address(base.tls, base.host, base.port, f"{directory}/{quote(name)}")
 
 
 def _own(base: Address, content: Mapping[str, Any], accepted: FileFilter) -> list[Entry]:
