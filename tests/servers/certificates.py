@@ -28,9 +28,18 @@ def make_certificates(directory: Path) -> Certificates:
     )
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     _openssl(
-        ["req", "-x509", *key, "-keyout", ca_key, "-out", found.ca_file, "-days", "10"]
-        + ["-subj", "/CN=modelcache test authority"]
-        + [
+        [
+            "req",
+            "-x509",
+            *key,
+            "-keyout",
+            ca_key,
+            "-out",
+            found.ca_file,
+            "-days",
+            "10",
+            "-subj",
+            "/CN=modelcache test authority",
             "-addext",
             "keyUsage=critical,keyCertSign",
             "-addext",
@@ -39,8 +48,23 @@ def make_certificates(directory: Path) -> Certificates:
     )
     _openssl(["req", *key, "-keyout", found.key_file, "-out", request, "-subj", "/CN=localhost"])
     _openssl(
-        ["x509", "-req", "-in", request, "-CA", found.ca_file, "-CAkey", ca_key]
-        + ["-CAcreateserial", "-out", found.cert_file, "-days", "10", "-extfile", names]
+        [
+            "x509",
+            "-req",
+            "-in",
+            request,
+            "-CA",
+            found.ca_file,
+            "-CAkey",
+            ca_key,
+            "-CAcreateserial",
+            "-out",
+            found.cert_file,
+            "-days",
+            "10",
+            "-extfile",
+            names,
+        ]
     )
     return found
 

@@ -6,6 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+import botocore.session
+from botocore.config import Config
+
 PART_BYTES = 64 << 20
 
 
@@ -22,9 +25,6 @@ class S3Server(Protocol):
 
 def s3_client(server: S3Server, ca_file: Path | None = None) -> Any:
     """A botocore client of this server."""
-    import botocore.session
-    from botocore.config import Config
-
     return botocore.session.Session().create_client(
         "s3",
         endpoint_url=server.url,

@@ -1,0 +1,261 @@
+"""A proxy that misbehaves on purpose, before any HTTP server on loopback.
+
+A plan decides for each request which fault it meets; requests and bytes are counted, so that a test
+can say what was asked again. Deterministic: the plan is the test's, and a random one has a seed.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from time import sleep
+from typing import Self
+from urllib.parse import urlsplit
+
+PIECE_BYTES = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a plan sees. number counts from 0; span is the Range asked for, half-open."""
+
+    number: int
+    method: str
+    path: str
+    span: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """How one answer goes wrong; only what is set happens.
+
+    status: answer this instead of asking the server, with `headers`. alter: replace these response
+    headers. reset_at, truncate_at, stall_at: after so many bytes of body reset the connection,
+    close it, or go silent until the client leaves. flip_at: change the byte at this offset of the
+    body. bytes_s: no faster than this. ignore_range: ask the server for the whole.
+    """
+
+    status: int | None = None
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    alter: dict[str, str] = field(default_factory=dict)
+    reset_at: int | None = None
+    truncate_at: int | None = None
+    stall_at: int | None = None
+    flip_at: int | None = None
+    bytes_s: float | None = None
+    ignore_range: bool = False
+
+
+Plan = Callable[[Request], Fault | None]
+SLOW_DOWN = Fault(
+    status=503, body=b"<Error><Code>SlowDown</Code></Error>", headers={"Retry-After": "0"}
+)
+
+
+def never(request: Request) -> Fault | None:
+    """No faults."""
+    del request
+    return None
+
+
+def random_faults(seed: int, share: float = 0.2, most: int = 40) -> Plan:
+    """Faults of every retryable kind on `share` of GETs, at most `most` in all."""
+    source = random.Random(seed)
+    lock = threading.Lock()
+    left = [most]
+    print(f"faults from seed {seed}")
+
+    def plan(request: Request) -> Fault | None:
+        with lock:
+            if request.method != "GET" or not left[0] or source.random() > share:
+                return None
+            left[0] -= 1
+            at = source.randrange(1 << 20)
+            return source.choice(
+                [
+                    Fault(reset_at=0),
+                    Fault(reset_at=at),
+                    Fault(truncate_at=at),
+                    Fault(status=500),
+                    SLOW_DOWN,
+                    Fault(status=429, headers={"Retry-After": "0"}),
+                    Fault(alter={"content-range": "bytes 0-1/2"}),
+                ]
+            )
+
+    return plan
+
+
+class FaultProxy:
+    """Listens on loopback, passes requests to `upstream` (its URL), and follows the plan."""
+
+    def __init__(self, upstream: str, plan: Plan = never) -> None:
+        parts = urlsplit(upstream)
+        self._upstream = (parts.hostname or "127.0.0.1", parts.port or 80)
+        self.plan = plan
+        self.requests: list[Request] = []
+        self.body_bytes = 0
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self._open: set[socket.socket] = set()
+
+    @property
+    def url(self) -> str:
+        """Base URL."""
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def gets(self, suffix: str = "") -> list[Request]:
+        """GET requests whose path (without query) ends so."""
+        with self._lock:
+            return [
+                request
+                for request in self.requests
+                if request.method == "GET" and request.path.split("?")[0].endswith(suffix)
+            ]
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._listener.close()
+        with self._lock:
+            sockets = list(self._open)
+        for each in sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        server: socket.socket | None = None
+        try:
+            with self._lock:
+                self._open.add(client)
+            server = socket.create_connection(self._upstream)
+            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while self._exchange(client, server):
+                pass
+        except OSError:
+            pass  # one of the two has gone; so has the connection
+        finally:
+            with self._lock:
+                self._open.discard(client)
+            for each in (client, server):
+                if each is not None:
+                    each.close()
+
+    def _exchange(self, client: socket.socket, server: socket.socket) -> bool:
+        """One request and its answer; False when the connection is over."""
+        head, rest = _read_head(client)
+        if not head:
+            return False
+        request = self._noted(head)
+        fault = self.plan(request) or Fault()
+        if fault.ignore_range:
+            head = re.sub(rb"\r\nrange:[^\r]*", b"", head, flags=re.IGNORECASE)
+        if fault.status is not None:
+            lines = [f"HTTP/1.1 {fault.status} Fault", f"Content-Length: {len(fault.body)}"]
+            lines += [f"{name}: {value}" for name, value in fault.headers.items()]
+            client.sendall(("\r\n".join(lines) + "\r\n\r\n").encode() + fault.body)
+            return True
+        server.sendall(head + b"\r\n\r\n" + rest)
+        _relay_rest(client, server, _length(head) - len(rest))
+        answer, body = _read_head(server)
+        if not answer:
+            return False
+        for name, value in fault.alter.items():
+            answer = re.sub(
+                rb"(?i)(\r\n" + name.encode() + rb": *)[^\r]*", rb"\g<1>" + value.encode(), answer
+            )
+        client.sendall(answer + b"\r\n\r\n")
+        length = 0 if request.method == "HEAD" else _length(answer)
+        return self._pass_body(client, server, body, length, fault)
+
+    def _pass_body(  # noqa: C901
+        self, client: socket.socket, server: socket.socket, start: bytes, length: int, fault: Fault
+    ) -> bool:
+        end = min(
+            at
+            for at in (fault.reset_at, fault.truncate_at, fault.stall_at, length)
+            if at is not None
+        )
+        passed = 0
+        data = start
+        while passed < min(end, length):
+            if not data:
+                data = server.recv(min(PIECE_BYTES, length - passed))
+                if not data:
+                    return False
+            piece = bytearray(data[: end - passed])
+            data = data[len(piece) :] if len(piece) < len(data) else b""
+            if fault.flip_at is not None and passed <= fault.flip_at < passed + len(piece):
+                piece[fault.flip_at - passed] ^= 0xFF
+            client.sendall(piece)
+            passed += len(piece)
+            with self._lock:
+                self.body_bytes += len(piece)
+            if fault.bytes_s:
+                sleep(len(piece) / fault.bytes_s)
+        if fault.reset_at is not None and fault.reset_at <= length:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            return False
+        if fault.truncate_at is not None and fault.truncate_at < length:
+            return False
+        if fault.stall_at is not None and fault.stall_at < length:
+            client.settimeout(0.1)
+            while not self._stopping.is_set():
+                with suppress(TimeoutError):
+                    if not client.recv(1):
+                        return False
+            return False
+        return True
+
+    def _noted(self, head: bytes) -> Request:
+        method, path, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
+        found = re.search(rb"(?i)\r\nrange: *bytes=(\d+)-(\d+)", head)
+        span = (int(found[1]), int(found[2]) + 1) if found else None
+        with self._lock:
+            request = Request(len(self.requests), method, path, span)
+            self.requests.append(request)
+        return request
+
+
+def _read_head(source: socket.socket) -> tuple[bytes, bytes]:
+    data = b""
+    while b"\r\n\r\n" not in data:
+        piece = source.recv(64 << 10)
+        if not piece:
+            return b"", b""
+        data += piece
+    head, _, rest = data.partition(b"\r\n\r\n")
+    return head, rest
+
+
+def _length(head: bytes) -> int:
+    found = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+    return int(found[1]) if found else 0
+
+
+def _relay_rest(source: socket.socket, target: socket.socket, left: int) -> None:
+    while left > 0:
+        piece = source.recv(min(PIECE_BYTES, left))
+        if not piece:
+            return
+        target.sendall(piece)
+        left -= len(piece)
