@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from botocore.exceptions import ClientError
 
-from modelcache.errors import ModelcacheError, SourceRefused
+from modelcache.errors import ModelcacheError, NotFound, SourceRefused
 from modelcache.sources.s3.access import Access
 from modelcache.sources.s3.listing import ARCHIVES, Listed, Lister, quoted
 from modelcache.sources.s3.refusals import shown, translate, translating
@@ -46,7 +46,7 @@ class Bucket:
             with translating(where):
                 headers = self._head(key, version)
         except ModelcacheError as error:
-            raise self._explained(error, key) from error
+            raise self._explained(error, key, version) from error
         size = headers.get("content-length", "")
         etag = quoted(headers.get("etag", ""))
         if not size.isdecimal() or not etag:
@@ -94,7 +94,7 @@ class Bucket:
         headers: Mapping[str, str] = answer["ResponseMetadata"]["HTTPHeaders"]
         return headers
 
-    def _explained(self, error: ModelcacheError, key: str) -> ModelcacheError:
+    def _explained(self, error: ModelcacheError, key: str, version: str | None) -> ModelcacheError:
         """Why a HEAD was refused: only a body tells, so ask by a listing."""
         cause = error.__cause__
         if not isinstance(cause, ClientError) or _code(cause) not in _NO_DOCUMENT:
@@ -106,6 +106,8 @@ class Bucket:
             )
         except ClientError as reason:
             return translate(reason, where)
+        if version and _code(cause) == "400":
+            return NotFound(f"{where}: there is no version {version[:80]!r} of it")
         return error
 
 
@@ -124,6 +126,7 @@ def _unsupported(error: ClientError) -> bool:
     """Whether S3 said no to the question rather than to this moment.
 
     The model id hangs on the answer, so what may be otherwise in a minute must not pass for a no.
+    500 counts as one: servers without this request say so, and botocore has repeated it.
     """
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    return status in {400, 403, 405, 501}
+    return status in {400, 403, 405, 500, 501}

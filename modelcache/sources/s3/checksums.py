@@ -41,22 +41,23 @@ class Composite:
 def published(headers: Mapping[str, str], size_bytes: int) -> tuple[Checksum, ...]:
     """Checksums of a HEAD or whole-object GET response that can be checked, best first."""
     etag = _ETAG.fullmatch(headers.get("etag", ""))
-    etag_parts = int(etag[2] or 0) if etag else 0
+    parts = _etag_parts(headers)
     found = []
     for algorithm, value, count in _values(headers):
-        if count == 1 or (etag_parts == 1 and count is not None):
+        if count == 1:
             found.append(Checksum(algorithm, value, (size_bytes,)))
-        elif count is None and (not etag_parts or headers.get("x-amz-checksum-type")):
+        elif count == 0 and (parts == 0 or headers.get("x-amz-checksum-type")):
+            # Of several parts and without a type it may be either kind, and some servers lie.
             found.append(Checksum(algorithm, value))
-    if etag and etag_parts < 2 and not _opaque(headers):  # noqa: PLR2004 - MD5s of several parts
-        found.append(Checksum(Algorithm.MD5, etag[1], (size_bytes,) if etag_parts else ()))
+    if etag and parts < 2 and not _opaque(headers):  # noqa: PLR2004 - an MD5 of several MD5s
+        found.append(Checksum(Algorithm.MD5, etag[1], (size_bytes,) if parts else ()))
     return tuple(found) if size_bytes else ()
 
 
 def composite(headers: Mapping[str, str]) -> Composite | None:
     """The COMPOSITE checksum of an object of several parts, if that is what it has."""
     for algorithm, value, count in _values(headers):
-        if count is not None and count != 1:
+        if count > 1:
             return Composite(algorithm, value)
     return None
 
@@ -71,17 +72,25 @@ def with_parts(checksum: Composite, parts: list[dict[str, Any]]) -> Checksum | N
     return Checksum(checksum.algorithm, checksum.value, sizes, values)
 
 
-def _values(headers: Mapping[str, str]) -> list[tuple[Algorithm, str, int | None]]:
-    """Algorithm, hex, and the number of parts: None for FULL_OBJECT, 0 where it is not said."""
-    composite = headers.get("x-amz-checksum-type") == "COMPOSITE"
-    found: list[tuple[Algorithm, str, int | None]] = []
+def _values(headers: Mapping[str, str]) -> list[tuple[Algorithm, str, int]]:
+    """Algorithm, hex, and the number of parts; 0 for FULL_OBJECT, or where nothing is said."""
+    kind = headers.get("x-amz-checksum-type")
+    found = []
     for algorithm in WIDTHS:
-        text, dash, count = headers.get(f"x-amz-checksum-{algorithm.value}", "").partition("-")
+        text, _, count = headers.get(f"x-amz-checksum-{algorithm.value}", "").partition("-")
         value = _hex(algorithm, text)
-        if value:
-            parts = int(count) if count.isdecimal() else 0
-            found.append((algorithm, value, parts if dash or composite else None))
+        parts = int(count) if count.isdecimal() else 0
+        if kind == "COMPOSITE":
+            parts = parts or _etag_parts(headers)
+        if value and (parts or kind != "COMPOSITE"):
+            found.append((algorithm, value, parts))
     return found
+
+
+def _etag_parts(headers: Mapping[str, str]) -> int:
+    """How many parts the ETag speaks of; 0 for an object that was put in one go."""
+    etag = _ETAG.fullmatch(headers.get("etag", ""))
+    return int(etag[2] or 0) if etag else 0
 
 
 def _opaque(headers: Mapping[str, str]) -> bool:

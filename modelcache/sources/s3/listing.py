@@ -7,6 +7,7 @@ four fields that matter with the C parser; redirects, retries, signing and error
 
 from __future__ import annotations
 
+import re
 import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from modelcache.sources.s3.refusals import not_s3, shown, translating
 KEYS_MAX: Final = 1_000_000  # of one ref: 200 MB of names here, and no model; a bucket was meant
 ARCHIVES: Final = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 _EMPTY: Final = b"<ListBucketResult/>"
+_ETAG: Final = re.compile(r"[\x21-\x7e]{1,256}")  # RFC 9110, section 8.8.3, less what nobody sends
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,5 +121,10 @@ def _listed(item: ET.Element, space: str, *, encoded: bool) -> Listed:
 
 
 def quoted(etag: str) -> str:
-    """An ETag as headers spell it; some servers list it without its quotes."""
-    return etag if not etag or etag.endswith('"') else f'"{etag}"'
+    """An ETag as a header can carry and a signature cover it; empty if it cannot.
+
+    Some servers list it without its quotes.
+    """
+    if not _ETAG.fullmatch(etag):
+        return ""
+    return etag if etag.endswith('"') else f'"{etag}"'

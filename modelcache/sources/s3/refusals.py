@@ -7,13 +7,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from socket import EAI_NODATA, EAI_NONAME, gaierror
+from ssl import SSLCertVerificationError
 from typing import Final
+from urllib.parse import urlsplit
 
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConfigNotFound,
     ConfigParseError,
+    ConnectTimeoutError,
     CredentialRetrievalError,
     EndpointConnectionError,
     HTTPClientError,
@@ -48,6 +52,7 @@ from modelcache.errors import (
 )
 
 KEY_SHOWN_CHARACTERS: Final = 200
+CAUSES_MAX: Final = 8  # of an exception; they could be tied in a loop
 RETRY_AFTER_S_MAX: Final = 3600.0  # an origin cannot make us wait longer by a typing error
 SKEW_MAX: Final = timedelta(minutes=10)  # S3 refuses beyond 15; our own signatures age up to 10
 SKEWED: Final = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
@@ -68,7 +73,9 @@ _THROTTLES: Final = frozenset(
 _PASSING: Final = frozenset(  # with status 4xx, and yet no fault of ours
     {"RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "IncompleteBody"}
 )
-_STRANGER: Final = frozenset({"InvalidAccessKeyId", "InvalidToken", "UnrecognizedClientException"})
+_STRANGER: Final = frozenset(
+    {"InvalidAccessKeyId", "InvalidToken", "InvalidTokenId", "UnrecognizedClientException"}
+)
 _DENIED: Final = frozenset({"AccessDenied", "AllAccessDisabled", "AccountProblem", "Forbidden"})
 _MISSING: Final = frozenset({"NoSuchKey", "NotFound", "NoSuchVersion", "MethodNotAllowed"})
 _BY_STATUS: Final = {  # for answers without a document: to HEAD, or from something in between
@@ -82,6 +89,7 @@ _BY_STATUS: Final = {  # for answers without a document: to HEAD, or from someth
     "429": "SlowDown",
     "503": "SlowDown",
 }
+_NO_HOST: Final = frozenset({EAI_NONAME, EAI_NODATA})
 _CODE: Final = re.compile(rb"<Code>\s*([A-Za-z0-9.]{1,64})\s*</Code>")
 _SIGNING_IN: Final = ("Assume", "GetRoleCredentials", "CreateToken", "GetCallerIdentity", "SignIn")
 
@@ -132,7 +140,7 @@ def from_code(  # noqa: C901, PLR0911, PLR0912 - a table
     if code in _MISSING:
         return NotFound(f"{where}: there is no such object")
     if code in _STRANGER:
-        return Forbidden(f"{where}: S3 does not know this access key; check the credentials")
+        return Forbidden(f"{where}: S3 does not know these credentials; check the access key")
     if code in _DENIED:
         return Forbidden(
             f"{where}: access denied; these credentials may not read it (if the bucket wants its "
@@ -198,12 +206,14 @@ def _from_answer(error: ClientError, where: str) -> ModelcacheError:
     if code in SKEWED:
         ahead = clock_error(answer.get("HTTPHeaders", {}))
         return too_skewed(where, ahead or timedelta())
+    if code == "404" and not error.operation_name.startswith("Head"):
+        return not_s3(where)  # S3 itself would have said what is missing
     found = from_code(_BY_STATUS.get(code, code), where, status=status)
     # botocore signed a moment ago with the newest there is, in the region it was told.
     return Forbidden(found.message) if isinstance(found, CredentialsExpired) else found
 
 
-def _from_sdk(error: BotoCoreError, where: str) -> ModelcacheError:  # noqa: C901, PLR0911 - a table
+def _from_sdk(error: BotoCoreError, where: str) -> ModelcacheError:  # noqa: PLR0911 - a table
     match error:
         case NoCredentialsError() | PartialCredentialsError():
             return NoCredentials(
@@ -223,22 +233,48 @@ def _from_sdk(error: BotoCoreError, where: str) -> ModelcacheError:  # noqa: C90
         case InvalidConfigError() | InfiniteLoopConfigError():
             return InvalidConfig(f"AWS configuration: {_text(error)}")
         case ParamValidationError() | InvalidRegionError():
-            return InvalidRef(f"{where}: {_text(error)}")
-        case SSLError():
-            return SourceRefused(
-                f"{where}: no TLS connection ({_text(error)}); if its certificate is not trusted, "
-                "set s3.ca_file to the authority that signed it"
-            )
+            return InvalidRef(f"{where}: {_text(error).partition(': Bucket name must')[0]}")
         case ResponseParserError():
             return not_s3(where)
-        case EndpointConnectionError():
-            return SourceUnavailable(
-                f"{where}: {_text(error)}; check the endpoint's name and port, and that it is up"
-            )
-        case BotoConnectionError() | HTTPClientError():
-            return SourceUnavailable(f"{where}: {_text(error)}")
+        case SSLError() | BotoConnectionError() | HTTPClientError():
+            return _from_network(error, where)
         case _:
             return SourceRefused(f"{where}: {_text(error)}")
+
+
+def _from_network(error: BotoCoreError, where: str) -> ModelcacheError:
+    """Without the URL that botocore puts into these: it repeats the ref, and more."""
+    server = urlsplit(str(error.kwargs.get("endpoint_url", ""))).netloc or "the endpoint"
+    causes = list(_causes(error))
+    if isinstance(error, SSLError):
+        for cause in causes:
+            if isinstance(cause, SSLCertVerificationError):
+                return SourceRefused(
+                    f"{where}: the certificate of {server} is not trusted "
+                    f"({cause.verify_message}); set s3.ca_file to the authority that signed it"
+                )
+        return SourceRefused(f"{where}: {server} does not speak TLS here; check the endpoint")
+    if any(isinstance(cause, gaierror) and cause.errno in _NO_HOST for cause in causes):
+        return NotFound(f"{where}: there is no host {server}; check the endpoint")
+    if isinstance(error, EndpointConnectionError | ConnectTimeoutError):
+        reason = next((cause.strerror for cause in causes if isinstance(cause, OSError)), None)
+        return SourceUnavailable(
+            f"{where}: cannot connect to {server} ({reason or 'no answer in time'}); check the "
+            "endpoint, and that it is up"
+        )
+    return SourceUnavailable(f"{where}: {server} does not answer ({type(error).__name__})")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """What botocore and urllib3 wrapped, outermost first."""
+    cause: BaseException | None = getattr(error, "kwargs", {}).get("error")
+    for _ in range(CAUSES_MAX):
+        if cause is None:
+            return
+        yield cause
+        wrapped = getattr(cause, "reason", None)
+        nested = wrapped if isinstance(wrapped, BaseException) else None
+        cause = nested or cause.__cause__ or cause.__context__
 
 
 def not_s3(where: str) -> SourceRefused:
