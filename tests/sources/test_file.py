@@ -283,18 +283,19 @@ def test_a_replaced_file_is_another_model(root):
 
 
 @pytest.mark.parametrize(
-    ("tail", "setting", "link"),
+    ("tail", "setting", "link", "share"),
     [
-        ("", LocalCopy.REFLINK, False),
-        ("", LocalCopy.COPY, False),
-        ("", LocalCopy.HARDLINK, True),
-        ("?link=hard", LocalCopy.REFLINK, True),
+        ("", LocalCopy.REFLINK, False, True),
+        ("", LocalCopy.COPY, False, False),
+        ("", LocalCopy.HARDLINK, True, True),
+        ("?link=hard", LocalCopy.REFLINK, True, True),
     ],
 )
-def test_a_hard_link_is_made_only_when_asked_for(root, tail, setting, link):
+def test_a_hard_link_is_made_only_when_asked_for(root, tail, setting, link, share):
     ref = parse_ref(ref_to(root, tail))
     source = FileSource(ref.origin(), FileSettings(setting))
-    assert source.locate(source.resolve(ref).files[0]).link is link
+    target = source.locate(source.resolve(ref).files[0])
+    assert (target.link, target.share) == (link, share)
 
 
 def test_other_values_of_the_link_option_are_refused(root):
