@@ -1,7 +1,8 @@
 """Every system call of the store that changes something, in one place.
 
-Tests replace these functions to crash or to run out of space at each of them; errors of the disk
-become `StoreError`s in `translated`.
+What the standard library lacks (`fallocate`, `syncfs`, `FICLONE`) is called through libc. Errors of
+the disk become `StoreError`s in `translated`. Tests kill a process before each of these calls and
+in the middle of each write.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import fcntl
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from modelcache.errors import StoreError, StoreFull, StoreReadOnly
 
 ALIGNMENT: Final = 4096  # of O_DIRECT offsets, sizes and buffers; fits every common disk
+TEMPORARY_SUFFIX: Final = ".tmp"
 _FICLONE: Final = 0x40049409  # linux/fs.h
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
@@ -35,8 +37,8 @@ def translated(path: Path | str) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise StoreFull(
-                f"no space left for {path}; free some, lower the quota's use with `modelcache gc`, "
-                "or remove a model. Finished chunks are kept"
+                f"no space left on the disk for {path}; free some, run `modelcache gc`, or remove "
+                "a model. Finished chunks are kept"
             ) from error
         if error.errno in _READ_ONLY:
             raise StoreReadOnly(f"store cannot be written: {path}: {error.strerror}") from error
@@ -45,9 +47,11 @@ def translated(path: Path | str) -> Iterator[None]:
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
     """Append all of `data`."""
-    view = memoryview(data)
-    while view.nbytes:
-        view = view[os.write(fd, view) :]
+    size = os.write(fd, data)
+    if size < len(data):  # rare: a disk about to be full, or over 2 GiB
+        view = memoryview(data)[size:]
+        while view.nbytes:
+            view = view[os.write(fd, view) :]
 
 
 def pwrite_all(fd: int, data: memoryview, offset: int) -> None:
@@ -59,8 +63,11 @@ def pwrite_all(fd: int, data: memoryview, offset: int) -> None:
 
 
 def append_record(fd: int, record: bytes) -> None:
-    """One write to a file opened with O_APPEND."""
-    os.write(fd, record)
+    """Append all of `record` or nothing, to a file opened with O_APPEND. One writer at a time."""
+    size = os.write(fd, record)
+    if size < len(record):  # what comes next must not stand behind half a record
+        os.ftruncate(fd, os.fstat(fd).st_size - size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def fsync(fd: int) -> None:
@@ -68,13 +75,18 @@ def fsync(fd: int) -> None:
     os.fsync(fd)
 
 
-def fsync_directory(path: Path) -> None:
+def fsync_directory(path: Path | str) -> None:
     """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = open_directory(path)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def open_directory(path: Path | str) -> int:
+    """A descriptor to sync, lock, or reach files by."""
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def sync_filesystem(fd: int) -> None:
@@ -88,12 +100,13 @@ def preallocate(fd: int, size_bytes: int) -> None:
     """Reserve room, so that the disk is full now or not at all; a sparse file where that fails."""
     if not size_bytes:
         return
-    if _libc.fallocate(fd, 0, ctypes.c_long(0), ctypes.c_long(size_bytes)) == 0:
-        return
-    code = ctypes.get_errno()
-    if code not in _UNSUPPORTED:
-        raise OSError(code, os.strerror(code))
-    os.ftruncate(fd, size_bytes)
+    while _libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size_bytes)) != 0:
+        code = ctypes.get_errno()
+        if code in _UNSUPPORTED:
+            os.ftruncate(fd, size_bytes)
+            return
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
 
 
 def clone(source_fd: int, target_fd: int) -> bool:
@@ -105,9 +118,31 @@ def clone(source_fd: int, target_fd: int) -> bool:
     return True
 
 
+def clear_direct(fd: int) -> None:
+    """Write through the page cache from now on."""
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
+
+
+def make_folder(path: Path | str, mode: int) -> None:
+    """Create a directory with exactly `mode`, whatever the umask. Raises FileExistsError."""
+    os.mkdir(path, mode)  # noqa: PTH102
+    if mode & 0o077:
+        os.chmod(path, mode)  # noqa: PTH101
+
+
+def ensure_folder(path: Path, mode: int = 0o700) -> bool:
+    """Create a directory unless it exists, its name durable. True if it was made."""
+    if path.is_dir():
+        return False
+    with suppress(FileExistsError):
+        make_folder(path, mode)
+    fsync_directory(path.parent)
+    return True
+
+
 def rename(source: Path | str, target: Path | str) -> None:
-    """Atomic within the store. Plain strings spare thousands of small files a path object each."""
-    os.rename(source, target)  # noqa: PTH104
+    """Atomic within the store."""
+    os.rename(source, target)  # noqa: PTH104 - `small` renames thousands: no Path for each
 
 
 def link(source: Path | str, target: Path | str) -> None:
@@ -115,65 +150,41 @@ def link(source: Path | str, target: Path | str) -> None:
     os.link(source, target)
 
 
-def unlink(path: Path) -> None:
+def unlink(path: Path | str) -> None:
     """Remove a name; it may be gone already."""
-    path.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108 - see rename
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Replace a file's content: after a crash it is the old or the new, never between."""
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    """Replace a file's content: after a crash it is the old or the new, never between.
+
+    Durable on return. What a crash leaves under a temporary name, garbage collection removes.
+    """
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        write_all(fd, data)
-        fsync(fd)
+        try:
+            write_all(fd, data)
+            fsync(fd)
+        finally:
+            os.close(fd)
+        rename(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        unlink(temporary)
         raise
-    finally:
-        os.close(fd)
-    rename(temporary, path)
     fsync_directory(path.parent)
 
 
-def remove_tree(path: Path) -> None:
-    """Delete a directory and all below it; links are removed, not followed."""
-    for entry in os.scandir(path):
-        if entry.is_dir(follow_symlinks=False):
-            remove_tree(Path(entry.path))
-        else:
-            unlink(Path(entry.path))
-    path.rmdir()
-
-
-def try_lock(fd: int) -> bool:
-    """Take an exclusive lock that dies with the descriptor; False if somebody has it."""
+def remove_tree(path: Path | str) -> None:
+    """Delete a directory and all below it, as far as it is there; links are not followed."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def lock_file(path: Path, *, wait: bool) -> int | None:
-    """Create and lock `path`; returns its descriptor, or None when held elsewhere and not `wait`.
-
-    The file may be deleted by a holder on its way out, so the lock counts only if the name still
-    leads to the same file.
-    """
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if wait:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-            elif not try_lock(fd):
-                os.close(fd)
-                return None
-            if path.stat().st_ino == os.fstat(fd).st_ino:
-                return fd
-        except FileNotFoundError:
-            pass  # deleted between open and lock: take the new one
-        except OSError:
-            os.close(fd)
-            raise
-        os.close(fd)
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    remove_tree(entry.path)
+                else:
+                    unlink(entry.path)
+        os.rmdir(path)  # noqa: PTH106
+    except FileNotFoundError:
+        return  # another process empties the same trash

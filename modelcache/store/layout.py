@@ -24,6 +24,7 @@ from modelcache.domain.refs import Ref
 
 FORMAT: Final = 1
 SMALL_PREFIX: Final = "small-"
+RECEIPT_SUFFIX: Final = ".receipt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class Layout:
 
     def receipt(self, blob: BlobId) -> Path:
         """Its receipt, where that is not kept in an extended attribute."""
-        return self.blobs / fan_out(blob) / f"{blob}.receipt"
+        return self.blobs / fan_out(blob) / f"{blob}{RECEIPT_SUFFIX}"
 
     def partial_blob(self, blob: BlobId) -> Path:
         """Folder of a blob under way."""

@@ -2,7 +2,7 @@
 
 A pin is a file that stays until it is removed. A process lease (a pull, a mount) is a file that
 its holder keeps locked: when the holder dies, however it dies, the lock is gone and so the lease.
-All changes are made under the store mutex, so nobody sees a lease between its two halves.
+All changes are made under the store mutex, so nobody who has it sees a lease between its halves.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from types import TracebackType
 from typing import Final, Self
 
 from modelcache.domain.manifests import ModelId, canonical_json
-from modelcache.store import files
+from modelcache.store import files, locks
 from modelcache.store.layout import Layout
 
 PIN: Final = "pin"
+PULL: Final = "pull"
 _PIN_FILE: Final = "pin.json"
 
 
@@ -43,9 +44,12 @@ class Lease:
         """Give up the protection. Idempotent."""
         if self._fd is None:
             return
-        files.unlink(self._path)
-        os.close(self._fd)
-        self._fd = None
+        fd, self._fd = self._fd, None
+        try:
+            with files.translated(self._path):
+                files.unlink(self._path)
+        finally:
+            os.close(fd)
 
     def __enter__(self) -> Self:
         """Hold."""
@@ -63,21 +67,21 @@ class Lease:
 
 def hold(layout: Layout, model_id: ModelId, kind: str, note: str) -> Lease:
     """Take a process lease. The caller has the store mutex."""
-    folder = layout.leases / model_id
-    folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / f"{kind}-{secrets.token_hex(6)}.json"
-    fd = files.lock_file(path, wait=True)
+    path = _folder(layout, model_id) / f"{kind}-{secrets.token_hex(6)}.json"
+    fd = locks.lock_file(path, wait=True)
     assert fd is not None, "waited for"  # noqa: S101
-    os.write(fd, canonical_json({"kind": kind, "note": note, "pid": os.getpid()}))
+    try:
+        files.write_all(fd, canonical_json({"kind": kind, "note": note, "pid": os.getpid()}))
+    except BaseException:
+        os.close(fd)
+        raise
     return Lease(path, fd)
 
 
 def pin(layout: Layout, model_id: ModelId, note: str) -> None:
     """Protect a model until it is unpinned. Idempotent. The caller has the store mutex."""
-    folder = layout.leases / model_id
-    folder.mkdir(mode=0o700, exist_ok=True)
     data = canonical_json({"kind": PIN, "note": note, "pid": 0})
-    files.atomic_write(folder / _PIN_FILE, data)
+    files.atomic_write(_folder(layout, model_id) / _PIN_FILE, data)
 
 
 def unpin(layout: Layout, model_id: ModelId) -> bool:
@@ -89,11 +93,11 @@ def unpin(layout: Layout, model_id: ModelId) -> bool:
 
 
 def live(layout: Layout, model_id: ModelId) -> list[LeaseInfo]:
-    """The leases that hold now. Reading needs no mutex."""
+    """The leases that hold now. Exact under the store mutex; a moment's view without."""
     found = []
     for path in sorted((layout.leases / model_id).glob("*.json")):
         info = _read(path)
-        if info is not None and (info.kind == PIN or _is_locked(path)):
+        if info is not None and (path.name == _PIN_FILE or locks.is_locked(path)):
             found.append(info)
     return found
 
@@ -102,13 +106,19 @@ def reap(layout: Layout) -> int:
     """Delete what dead holders left. The caller has the store mutex. Returns how many."""
     reaped = 0
     for path in layout.leases.glob("*/*.json"):
-        if path.name != _PIN_FILE and not _is_locked(path):
+        if path.name != _PIN_FILE and not locks.is_locked(path):
             files.unlink(path)
             reaped += 1
     for folder in layout.leases.iterdir():
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     return reaped
+
+
+def _folder(layout: Layout, model_id: ModelId) -> Path:
+    folder = layout.leases / model_id
+    files.ensure_folder(folder)
+    return folder
 
 
 def _read(path: Path) -> LeaseInfo | None:
@@ -121,16 +131,3 @@ def _read(path: Path) -> LeaseInfo | None:
         return None
     except (OSError, ValueError, AttributeError, TypeError):
         return LeaseInfo("unreadable", path.name, 0)  # protect what cannot be understood
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True  # cannot tell: protect
-    try:
-        return not files.try_lock(fd)
-    finally:
-        os.close(fd)

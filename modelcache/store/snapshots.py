@@ -1,72 +1,143 @@
-"""Snapshots: trees of hard links to blobs. Built aside, then shown by one rename."""
+"""Snapshots: trees of hard links to blobs. Built aside, then shown by one rename.
+
+While a tree is being built its root folder is locked by the builder, so that garbage collection
+can tell it from what a crash left.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-from modelcache.domain.manifests import File, Manifest
+from modelcache.domain.manifests import File, Manifest, ModelId
 from modelcache.domain.paths import parents
 from modelcache.errors import CorruptData
-from modelcache.store import files
+from modelcache.store import files, locks
 from modelcache.store.layout import Layout, fan_out
 
-TEMPORARY = ".tmp-"
+TEMPORARY: Final = ".tmp-"
+FOLDER_MODE: Final = 0o755  # pods of any user read below it
+FSYNC_FOLDERS_MAX: Final = 64  # beyond, one sync of the whole filesystem is cheaper
 
 
-def build(layout: Layout, manifest: Manifest) -> Path:
-    """Show the model's tree; durable on return. An existing snapshot is returned as it is.
-
-    Raises CorruptData when a blob is missing. A crash leaves at most a tree under a temporary
-    name, which garbage collection removes.
-    """
-    target = layout.snapshot(manifest.model_id)
-    if target.is_dir():
-        return target
-    temporary = layout.snapshots / f"{TEMPORARY}{manifest.model_id[:12]}-{secrets.token_hex(4)}"
-    with files.translated(target):
-        temporary.mkdir(mode=0o755)
-        made = {""}
-        for file in manifest.files:
-            _make_parents(temporary, file.path, made)
-            _link(layout, file, f"{temporary}{os.sep}{file.path}")
-        fd = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            files.sync_filesystem(fd)
-        finally:
-            os.close(fd)
-        try:
-            files.rename(temporary, target)
-        except OSError:
-            if not target.is_dir():  # not merely beaten to it by another process
-                raise
+@contextmanager
+def building(layout: Layout, model_id: ModelId) -> Iterator[Path]:
+    """A new folder to build a tree in, locked; what is left of it at the end is removed."""
+    temporary = layout.snapshots / f"{TEMPORARY}{model_id[:12]}-{secrets.token_hex(4)}"
+    with locks.mutex(layout), files.translated(temporary):  # or it were collected unlocked
+        files.make_folder(temporary, FOLDER_MODE)
+        fd = files.open_directory(temporary)
+        locks.try_lock(fd)
+    try:
+        yield temporary
+    finally:
+        os.close(fd)
+        if temporary.is_dir():
             files.remove_tree(temporary)
+
+
+def fill(layout: Layout, manifest: Manifest, root: Path) -> None:
+    """Link the model's blobs into the empty folder `root`; durable on return.
+
+    Raises CorruptData when a blob is missing.
+    """
+    with files.translated(root):
+        made = [""]
+        known = {""}
+        for file in manifest.files:
+            for parent in parents(file.path):
+                if parent not in known:
+                    files.make_folder(root / parent, FOLDER_MODE)
+                    known.add(parent)
+                    made.append(parent)
+            _link(layout, file, f"{root}/{file.path}")
+        _sync(root, made)
+
+
+def show(layout: Layout, root: Path, model_id: ModelId) -> None:
+    """Give a filled tree its name; durable on return. The caller has the store mutex."""
+    with files.translated(root):
+        files.rename(root, layout.snapshot(model_id))
         files.fsync_directory(layout.snapshots)
-    return target
+
+
+def stale_files(layout: Layout, manifest: Manifest) -> list[File]:
+    """Files of a shown snapshot that are not, or no longer, links to the present blobs.
+
+    A crash between the repair of a blob and the linking of its snapshots leaves such, and so does
+    whoever deletes files in a snapshot.
+    """
+    root = layout.snapshot(manifest.model_id)
+    return [file for file in manifest.files if not _is_linked(layout, file, f"{root}/{file.path}")]
 
 
 def relink(layout: Layout, manifest: Manifest, file: File) -> None:
-    """Point one file of an existing snapshot at the blob's present content. Atomic."""
-    target = layout.snapshot(manifest.model_id) / file.path
-    if not target.parent.is_dir():
-        return
-    temporary = target.parent / f".{secrets.token_hex(6)}.relink"
-    with files.translated(target):
-        _link(layout, file, temporary)
-        files.rename(temporary, target)
+    """Point one file of a shown snapshot at the blob's present content. Atomic, idempotent.
+
+    Does nothing for a model without a snapshot. Raises CorruptData when the blob is missing.
+    """
+    root = layout.snapshot(manifest.model_id)
+    target = root / file.path
+    if not root.is_dir() or _is_linked(layout, file, str(target)):
+        return  # renaming a link over another of the same file would leave both
+    temporary = root.parent / f"{TEMPORARY}{secrets.token_hex(6)}"
+    with locks.mutex(layout), files.translated(target):
+        for parent in parents(file.path):
+            if not (root / parent).is_dir():
+                files.make_folder(root / parent, FOLDER_MODE)
+        try:
+            _link(layout, file, str(temporary))
+            files.rename(temporary, target)
+        finally:
+            files.unlink(temporary)
+        files.fsync_directory(target.parent)
 
 
-def _make_parents(root: Path, path: str, made: set[str]) -> None:
-    for parent in parents(path):
-        if parent not in made:
-            (root / parent).mkdir(mode=0o755)
-            made.add(parent)
+def _is_linked(layout: Layout, file: File, target: str) -> bool:
+    try:
+        return os.path.samestat(os.stat(target), os.stat(_blob(layout, file)))  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
-def _link(layout: Layout, file: File, target: Path | str) -> None:
-    blob = f"{layout.blobs}{os.sep}{fan_out(file.blob)}{os.sep}{file.blob}"
+def _blob(layout: Layout, file: File) -> str:
+    return f"{layout.blobs}/{fan_out(file.blob)}/{file.blob}"
+
+
+def _link(layout: Layout, file: File, target: str) -> None:
+    blob = _blob(layout, file)
     try:
         files.link(blob, target)
     except FileNotFoundError as error:
         raise CorruptData(f"blob of {file.path} is missing from the store; pull again") from error
+    except OSError as error:
+        if error.errno != errno.EMLINK:
+            raise
+        _copy(blob, target)  # an empty file that 65,000 others are too: ext4's limit
+
+
+def _copy(blob: str, target: str) -> None:
+    shutil.copy(blob, target)
+    fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        files.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync(root: Path, folders: list[str]) -> None:
+    if len(folders) <= FSYNC_FOLDERS_MAX:
+        for folder in reversed(folders):
+            files.fsync_directory(root / folder)
+        return
+    fd = files.open_directory(root)
+    try:
+        files.sync_filesystem(fd)
+    finally:
+        os.close(fd)

@@ -19,17 +19,12 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from modelcache.config import StoreSettings
-from modelcache.domain.manifests import (
-    BlobId,
-    Manifest,
-    ModelId,
-    canonical_json,
-)
-from modelcache.domain.ranges import ChunkGrid
+from modelcache.domain.manifests import BlobId, Manifest, ModelId, canonical_json
+from modelcache.domain.ranges import MIB, ChunkGrid
 from modelcache.domain.refs import Ref, parse_ref
 from modelcache.errors import (
     CorruptData,
-    InvalidRef,
+    InvalidConfig,
     Leased,
     NotInStore,
     StoreError,
@@ -37,8 +32,16 @@ from modelcache.errors import (
     StoreTooNew,
     UsageError,
 )
-from modelcache.store import files, leases, receipts, small, snapshots
-from modelcache.store.journal import read_header, read_records
+from modelcache.store import (
+    files,
+    leases,
+    locks,
+    partials,
+    receipts,
+    references,
+    small,
+    snapshots,
+)
 from modelcache.store.layout import FORMAT, Layout, fan_out
 from modelcache.store.leases import Lease, LeaseInfo
 from modelcache.store.receipts import BlobState, Receipt
@@ -47,6 +50,7 @@ from modelcache.store.writer import BlobWriter, WriteMode
 
 PREFIX_MIN: Final = 4  # hex digits of a model id that may stand for all of it
 ID_LENGTH: Final = 64
+CHUNK_BYTES_MAX: Final = 1024 * MIB  # a receipt has 32 bits for it; hedging wants far less
 
 
 class Store:
@@ -63,8 +67,10 @@ class Store:
         """Open the store, making it where there is none and `write` is asked for.
 
         What killed processes left behind and is whole is taken in. Raises StoreTooNew,
-        StoreReadOnly, StoreError.
+        StoreReadOnly, StoreError, and InvalidConfig for settings that no store can have.
         """
+        if settings.chunk_bytes > CHUNK_BYTES_MAX:
+            raise InvalidConfig(f"store.chunk_bytes must be at most {CHUNK_BYTES_MAX}")
         layout = Layout(settings.path)
         store = cls(layout, settings, writable=write)
         with files.translated(settings.path):
@@ -74,6 +80,8 @@ class Store:
             if write:
                 if not os.access(layout.root, os.W_OK):
                     raise StoreReadOnly(f"store {layout.root} cannot be written by this user")
+                for folder in layout.folders():
+                    files.ensure_folder(folder)
                 small.adopt(layout)
         return store
 
@@ -101,44 +109,47 @@ class Store:
         if receipt is not None and self.writable:
             path = self.layout.blob(blob)
             with files.translated(path):
-                receipts.write_file(self.layout.receipt(blob), receipt.of(path.stat()))
+                receipts.write_file(self.layout.receipt(blob), receipt.of(path.stat()).to_bytes())
 
-    def writer(self, blob: BlobId, size_bytes: int, *, mode: WriteMode) -> BlobWriter:
-        """Begin or continue a blob. Raises BlobBusy, StoreFull, StoreReadOnly."""
+    def writer(
+        self, blob: BlobId, size_bytes: int, *, mode: WriteMode, replace: bool = False
+    ) -> BlobWriter:
+        """Begin or continue a blob. Raises BlobBusy, StoreFull, StoreReadOnly.
+
+        A blob that is complete is not begun again: that is BlobBusy too, for somebody else must
+        have finished it since the caller looked. `replace` begins anew beside a damaged one.
+        """
         grid = ChunkGrid(size_bytes, self.settings.chunk_bytes)
-        return BlobWriter(self.layout, blob, grid, mode)
+        return BlobWriter(self.layout, blob, grid, mode, replace=replace)
 
     def small_blobs(self) -> SmallBlobs:
         """A group of small blobs of this process."""
         return SmallBlobs(self.layout, self.settings.chunk_bytes)
 
+    def is_busy(self, blob: BlobId) -> bool:
+        """Whether somebody is fetching this blob now. Leaves nothing behind."""
+        return partials.is_held(self.layout, blob)
+
     def has_partial(self, blob: BlobId) -> bool:
         """Whether somebody began this blob."""
-        return (self.layout.partial_blob(blob) / "journal").exists()
+        return (self.layout.partial_blob(blob) / partials.JOURNAL).exists()
 
     def partial_bytes(self, blob: BlobId) -> int:
         """Bytes of a blob under way that are stored, whoever fetches it."""
-        try:
-            data = (self.layout.partial_blob(blob) / "journal").read_bytes()
-        except OSError:
-            return 0
-        header = read_header(data, blob)
-        if header is None:
-            return 0
-        grid, boot = header
-        return sum(grid.span(chunk).size_bytes for chunk in read_records(data, grid, boot))
+        return partials.stored_bytes(self.layout, blob)
 
     # Models
 
     def begin_model(self, manifest: Manifest, note: str) -> Lease:
-        """Protect a model that is about to be fetched, and write down what it consists of."""
-        path = self.layout.manifest(manifest.model_id)
-        with self.mutex(), files.translated(path):
-            lease = leases.hold(self.layout, manifest.model_id, "pull", note)
+        """Protect a model that is about to be fetched, and write down what it consists of.
+
+        From here on its blobs survive garbage collection, those that are here as well as those
+        that come; so ask what is missing only after this.
+        """
+        with self.mutex(), files.translated(self.layout.manifest(manifest.model_id)):
+            lease = leases.hold(self.layout, manifest.model_id, leases.PULL, note)
             try:
-                path.parent.mkdir(mode=0o700, exist_ok=True)
-                if not path.exists():
-                    files.atomic_write(path, manifest.to_json())
+                self._write_manifest(manifest)
                 self._touch(manifest.model_id)
             except BaseException:
                 lease.release()
@@ -146,10 +157,36 @@ class Store:
         return lease
 
     def add_model(self, manifest: Manifest) -> Path:
-        """Show the snapshot; all blobs must be here. Idempotent. Raises CorruptData, StoreError."""
-        path = snapshots.build(self.layout, manifest)
-        self.touch(manifest.model_id)
+        """Show the snapshot; all blobs must be here. Idempotent; durable on return.
+
+        A snapshot that is there is mended where it does not show the present blobs. Raises
+        CorruptData when a blob is missing, StoreError.
+        """
+        model_id = manifest.model_id
+        path = self.layout.snapshot(model_id)
+        if not path.is_dir():
+            with snapshots.building(self.layout, model_id) as tree:
+                snapshots.fill(self.layout, manifest, tree)
+                with self.mutex(), files.translated(path):
+                    self._write_manifest(manifest)  # somebody may have removed the model by force
+                    if not path.is_dir():
+                        snapshots.show(self.layout, tree, model_id)
+        self.mend_snapshot(manifest)
+        self.touch(model_id)
         return path
+
+    def mend_snapshot(self, manifest: Manifest) -> int:
+        """Link the files of a shown snapshot to the present blobs; returns how many were not.
+
+        A crash may come between the repair of a blob and this, and people delete files. Raises
+        CorruptData when a blob is missing.
+        """
+        if self.snapshot_path(manifest.model_id) is None:
+            return 0
+        stale = snapshots.stale_files(self.layout, manifest)
+        for file in stale:
+            snapshots.relink(self.layout, manifest, file)
+        return len(stale)
 
     def snapshot_path(self, model_id: ModelId) -> Path | None:
         """The tree of a warm model."""
@@ -157,11 +194,16 @@ class Store:
         return path if path.is_dir() else None
 
     def manifest(self, model_id: ModelId) -> Manifest:
-        """What a model consists of. Raises NotInStore, CorruptData."""
+        """What a model consists of. Raises NotInStore, CorruptData, StoreError."""
+        path = self.layout.manifest(model_id)
         try:
-            manifest = Manifest.from_json(self.layout.manifest(model_id).read_bytes())
-        except FileNotFoundError as error:
-            raise NotInStore(f"model {model_id[:12]} is not in the store") from error
+            with files.translated(path):
+                data = path.read_bytes() if path.exists() else None
+        except StoreError as error:
+            raise CorruptData(f"manifest of model {model_id[:12]} is unreadable") from error
+        if data is None:
+            raise NotInStore(f"model {model_id[:12]} is not in the store")
+        manifest = Manifest.from_json(data)
         if manifest.model_id != model_id:
             raise CorruptData(f"manifest of model {model_id[:12]} was changed; remove and pull it")
         return manifest
@@ -194,7 +236,7 @@ class Store:
     def touch(self, model_id: ModelId) -> None:
         """Note that a model is used now; a store that cannot be written is left alone."""
         if self.writable:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # a hint for eviction, and no reason to fail
                 self._touch(model_id)
 
     def last_used_s(self, model_id: ModelId) -> float:
@@ -221,26 +263,27 @@ class Store:
 
     def remember_ref(self, ref: Ref, model_id: ModelId, now_s: float) -> None:
         """Note what a ref was resolved to."""
-        value = {"model_id": model_id, "ref": str(ref), "resolved_at_s": now_s}
-        with files.translated(self.layout.refs):
-            files.atomic_write(self.layout.ref(ref), canonical_json(value))
+        references.remember(self.layout, ref, model_id, now_s)
 
     def recall_ref(self, ref: Ref) -> tuple[ModelId, float] | None:
         """What a ref was resolved to, and when (seconds since the epoch)."""
-        found = _read_ref(self.layout.ref(ref))
-        return found[1:] if found else None
+        return references.recall(self.layout, ref)
 
     def refs(self) -> dict[ModelId, list[str]]:
         """Every remembered ref by model, as users may see them (without URLs' queries)."""
-        found: dict[ModelId, list[str]] = {}
-        for path in sorted(self.layout.refs.glob("*.json")):
-            entry = _read_ref(path)
-            if entry is not None:
-                with suppress(InvalidRef):
-                    found.setdefault(entry[1], []).append(parse_ref(entry[0]).redacted())
-        return found
+        return references.all_refs(self.layout)
 
     # Leases
+
+    def hold(self, model_id: ModelId, kind: str, note: str) -> Lease:
+        """Protect a model while this process lives and the lease is not released.
+
+        Raises NotInStore.
+        """
+        with self.mutex(), files.translated(self.layout.leases):
+            if not self.layout.manifest(model_id).exists():
+                raise NotInStore(f"model {model_id[:12]} is not in the store")
+            return leases.hold(self.layout, model_id, kind, note)
 
     def pin(self, model_id: ModelId, note: str = "") -> None:
         """Protect a model until it is unpinned. Idempotent."""
@@ -267,45 +310,52 @@ class Store:
             if held and not force:
                 why = ", ".join(f"{lease.kind} {lease.note}".strip() for lease in held)
                 raise Leased(f"model {model_id[:12]} is protected ({why}); unpin it or use --force")
-            return self.drop_model(model_id)
+            freed = self.drop_model(model_id)
+        self.empty_trash()
+        return freed
 
     def drop_model(self, model_id: ModelId) -> int:
-        """The removal itself. The caller has the mutex and has looked at the leases."""
+        """Make a model disappear, with the blobs that only it holds; returns their bytes.
+
+        The caller has the mutex, has looked at the leases, and empties the trash afterwards.
+        """
         try:
-            mine = {blob: file.size_bytes for blob, file in self.manifest(model_id).blobs().items()}
+            mine = self.manifest(model_id).blobs()
         except (CorruptData, NotInStore):
             mine = {}
         others = self.referenced_blobs(without=model_id)
         freed = 0
         with files.translated(self.layout.root):
-            self._trash(self.layout.snapshot(model_id))
-            self._trash(self.layout.models / model_id)
-            self._trash(self.layout.leases / model_id)
-            for path in self.layout.refs.glob("*.json"):
-                entry = _read_ref(path)
-                if entry is not None and entry[1] == model_id:
-                    files.unlink(path)
-            for blob, size_bytes in mine.items():
-                if blob in others:
-                    continue
-                if self.has_blob(blob, size_bytes):
-                    freed += size_bytes
-                self.drop_blob(blob)
-        self.empty_trash()
+            self.trash(self.layout.snapshot(model_id))
+            self.trash(self.layout.models / model_id)
+            self.trash(self.layout.leases / model_id)
+            references.forget(self.layout, model_id)
+            for blob in mine:
+                if blob not in others:
+                    freed += self.drop_blob(blob)
         return freed
 
-    def drop_blob(self, blob: BlobId) -> None:
-        """Delete a blob, its receipt and what is there of it. Open files go on being readable."""
-        files.unlink(self.layout.blob(blob))
+    def drop_blob(self, blob: BlobId) -> int:
+        """Make a blob and what is there of it disappear; returns the bytes.
+
+        Open files go on being readable. The caller has the mutex, and empties the trash.
+        """
+        freed = 0
+        path = self.layout.blob(blob)
+        with suppress(FileNotFoundError):
+            freed = path.stat().st_size
+            self.trash(path)
         files.unlink(self.layout.receipt(blob))
+        return freed + self.drop_partial(blob)
+
+    def drop_partial(self, blob: BlobId) -> int:
+        """Delete what is there of a blob under way unless somebody is at it; returns the bytes."""
         folder = self.layout.partial_blob(blob)
-        if folder.is_dir():
-            fd = files.lock_file(folder / "lock", wait=False)
-            if fd is not None:
-                try:
-                    files.remove_tree(folder)
-                finally:
-                    os.close(fd)
+        try:
+            size = (folder / partials.DATA).stat().st_blocks * 512
+        except FileNotFoundError:
+            size = 0
+        return size if partials.remove_unheld(self.layout, blob) else 0
 
     def referenced_blobs(self, *, without: ModelId | None = None) -> set[BlobId]:
         """Blobs that some manifest lists. An unreadable manifest protects nothing."""
@@ -319,27 +369,33 @@ class Store:
     @contextmanager
     def mutex(self) -> Iterator[None]:
         """Keep every other process and thread from changing what exists. For moments only."""
-        with files.translated(self.layout.mutex):
-            fd = files.lock_file(self.layout.mutex, wait=True)
-        assert fd is not None, "waited for"  # noqa: S101
-        try:
+        with locks.mutex(self.layout):
             yield
-        finally:
-            os.close(fd)
+
+    def trash(self, path: Path) -> None:
+        """Make a file or tree disappear at once; deleting it may take its time."""
+        with suppress(FileNotFoundError):
+            files.rename(path, self.layout.trash / f"{path.name}-{secrets.token_hex(4)}")
 
     def empty_trash(self) -> None:
-        """Delete what was renamed away; another process may be at it too."""
-        for path in list(self.layout.trash.iterdir()):
-            with suppress(FileNotFoundError):
-                if path.is_dir():
+        """Delete what was made to disappear; another process may be at it too. No mutex needed."""
+        with files.translated(self.layout.trash):
+            for path in list(self.layout.trash.iterdir()):
+                if path.is_dir() and not path.is_symlink():
                     files.remove_tree(path)
                 else:
                     files.unlink(path)
 
-    def _trash(self, path: Path) -> None:
-        """Make a tree disappear at once; deleting it may take its time."""
-        if path.exists():
-            files.rename(path, self.layout.trash / f"{path.name}-{secrets.token_hex(4)}")
+    def _write_manifest(self, manifest: Manifest) -> None:
+        path = self.layout.manifest(manifest.model_id)
+        data = manifest.to_json()
+        files.ensure_folder(path.parent)
+        try:
+            if path.read_bytes() == data:
+                return
+        except FileNotFoundError:
+            pass
+        files.atomic_write(path, data)  # also when only the places to fetch from are others
 
     def _touch(self, model_id: ModelId) -> None:
         path = self.layout.last_used(model_id)
@@ -347,11 +403,18 @@ class Store:
         os.utime(path)
 
     def _create(self) -> None:
-        self.layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in self.layout.folders():
-            folder.mkdir(mode=0o700, exist_ok=True)
+        layout = self.layout
+        layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in layout.folders():
+            # Folders of the same names that are somebody else's would be collected as garbage.
+            if folder.is_dir() and any(folder.iterdir()):
+                raise StoreError(
+                    f"{layout.root} is not a modelcache store, and there is something in {folder}; "
+                    "choose another --store"
+                )
+            files.ensure_folder(folder)
         # The marker comes last: a store without it is made again from the start.
-        files.atomic_write(self.layout.marker, canonical_json({"format": FORMAT}))
+        files.atomic_write(layout.marker, canonical_json({"format": FORMAT}))
 
     def _check_format(self) -> None:
         try:
@@ -367,11 +430,3 @@ class Store:
                 f"store {self.layout.root} has format {found}, this version knows {FORMAT}; "
                 "use a newer modelcache, or another --store"
             )
-
-
-def _read_ref(path: Path) -> tuple[str, ModelId, float] | None:
-    try:
-        raw = json.loads(path.read_bytes())
-        return str(raw["ref"]), ModelId(str(raw["model_id"])), float(raw["resolved_at_s"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # a hint, no more: the origin is asked again

@@ -3,26 +3,34 @@
 A writer holds the blob's lock, which dies with the process, so a blob has one writer on the node.
 Whatever moment the process is killed at, the next writer finds every chunk that `finish_chunk`
 returned for. The blob becomes visible by one rename, in `publish`.
+
+A writer may be closed, or its blob published, while a worker that was given up still hangs in a
+write: the descriptor and the lock then stay until that write is over, so that its bytes can land
+neither in a file opened since under the same number, nor under the hands of the next holder.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import threading
-from contextlib import suppress
-from enum import StrEnum
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Final
 
 from modelcache.domain.manifests import BlobId
-from modelcache.domain.ranges import ChunkGrid
-from modelcache.errors import BlobBusy
-from modelcache.store import files, hashing, receipts
-from modelcache.store.journal import ChunkRecord, Journal, boot_id
+from modelcache.domain.ranges import ByteRange, ChunkGrid
+from modelcache.errors import BlobBusy, StoreError
+from modelcache.store import files, hashing, partials, receipts
+from modelcache.store.journal import ChunkRecord, Journal
 from modelcache.store.layout import Layout
 from modelcache.store.receipts import Receipt
 
 BLOB_MODE: Final = 0o444
+_PARTIAL_MODE: Final = 0o600
 
 
 class WriteMode(StrEnum):
@@ -32,30 +40,56 @@ class WriteMode(StrEnum):
     BUFFERED = "buffered"
 
 
+class _State(Enum):
+    OPEN = "open"
+    SEALED = "sealed"  # being published or discarded
+    CLOSED = "closed"
+
+
 class BlobWriter:
     """See the module. Thread-safe: several workers write different chunks at once."""
 
-    def __init__(self, layout: Layout, blob: BlobId, grid: ChunkGrid, mode: WriteMode) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        blob: BlobId,
+        grid: ChunkGrid,
+        mode: WriteMode,
+        *,
+        replace: bool = False,
+    ) -> None:
         """Take the blob's lock and continue what is there.
 
-        grid: used for a new partial; one that is continued keeps its own. Raises BlobBusy, and
-        StoreFull when there is no room for the blob.
+        grid: used for a new partial; one that is continued keeps its own. replace: begin even
+        though the blob is visible. Chunks that an earlier start of the machine left are hashed
+        again first, at the speed of the disk. Raises BlobBusy when another holder fetches the blob
+        or has just finished it, and StoreFull when there is no room for it.
         """
         self.blob = blob
         self._layout = layout
         self._folder = layout.partial_blob(blob)
-        self._data = self._folder / "data"
-        self._guard = threading.Lock()
-        self._lock_fd: int | None = None
+        self._data = self._folder / partials.DATA
+        self._guard = threading.Condition()
+        self._using = 0
+        self._state = _State.OPEN
+        self._published: Path | None = None
         self._linked = False  # the data is somebody else's file, too: not to be changed
         self.shared = False
         with files.translated(self._folder):
-            self._lock_fd = self._lock()
+            lock_fd = partials.take(layout, blob)
+            if lock_fd is None:
+                raise BlobBusy(f"{blob} is being fetched by another process")
+            self._lock_fd = lock_fd
             try:
-                self._journal = self._continue(grid) or self._begin(grid)
+                self._journal = self._start(grid, replace=replace)
+            except BaseException:
+                os.close(lock_fd)
+                raise
+            try:
                 self._fd, self.direct = self._open_data(mode)
             except BaseException:
-                os.close(self._lock_fd)
+                self._journal.close()
+                os.close(lock_fd)
                 raise
         self.grid = self._journal.grid
 
@@ -82,36 +116,48 @@ class BlobWriter:
 
         Direct writes need `offset` and the buffer's address aligned to 4 KiB; the tail of the
         blob is padded with zeros inside the buffer, for which it must have room. Raises
-        StoreFull, StoreReadOnly, StoreError; the chunk does not count until `finish_chunk`.
+        StoreFull, StoreReadOnly, StoreError; the chunk does not count until `finish_chunk`, and no
+        more if it did.
         """
         if self.shared:
             return
+        padded = length
         if self.direct:
             padded = -(-length // files.ALIGNMENT) * files.ALIGNMENT
             if padded != length:
+                assert offset + length == self.grid.size_bytes, "padding in mid-blob"  # noqa: S101
                 buffer[length:padded] = bytes(padded - length)
-            length = padded
-        with files.translated(self._data):
-            files.pwrite_all(self._fd, buffer[:length], offset)
+        with files.translated(self._data), self._in_use():
+            chunk = offset // self.grid.chunk_bytes
+            if chunk in self._journal.records:
+                self.forget_chunks([chunk])
+            try:
+                files.pwrite_all(self._fd, buffer[:padded], offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self.direct:
+                    raise
+                # Opened past the page cache, then refused: the filesystem wants other alignments.
+                files.clear_direct(self._fd)
+                self.direct = False
+                files.pwrite_all(self._fd, buffer[:length], offset)
 
     def read(self, offset: int, buffer: memoryview, length: int) -> None:
-        """Read bytes of stored chunks back into an aligned buffer."""
-        wanted = -(-length // files.ALIGNMENT) * files.ALIGNMENT if self.direct else length
-        with files.translated(self._data):
-            size = os.preadv(self._fd, [buffer[:wanted]], offset)
-            if size < length:
-                raise OSError(5, "shorter than what was written")
+        """Read bytes of stored chunks back into an aligned buffer of at least one block."""
+        span = ByteRange(offset, offset + length)
+        with files.translated(self._data), self._in_use():
+            if not hashing.read_block(self._fd, span, buffer):
+                raise OSError(errno.EIO, "shorter than what was written")
 
     def share(self, origin: Path, *, link: bool) -> bool:
         """Take a local file's bytes without copying; False where only copying is possible.
 
         By reflink, or with `link` as the very same file, which then must never be edited. Only
-        for a partial with no chunk done. Chunks still have to be read (`data_path`), hashed and
-        finished; `write` has nothing to do any more.
+        for a partial with no chunk done, before other threads use the writer. Chunks still have to
+        be read (`data_path`), hashed and finished; `write` has nothing to do any more.
         """
         if self.done:
             return False
-        with files.translated(self._data):
+        with files.translated(self._data), self._in_use():
             self.shared = self._link(origin) if link else self._clone(origin)
         return self.shared
 
@@ -123,113 +169,208 @@ class BlobWriter:
     def finish_chunk(self, chunk: int, xxh3: bytes, crc: int | None) -> None:
         """Count a chunk as stored; its bytes were all written. Survives the process on return."""
         with files.translated(self._folder), self._guard:
+            self._check_open()
             self._journal.add(chunk, ChunkRecord(xxh3, crc))
 
-    def forget_chunks(self, chunks: list[int]) -> None:
+    def forget_chunks(self, chunks: Iterable[int]) -> None:
         """Stop counting these chunks."""
         with files.translated(self._folder), self._guard:
+            self._check_open()
             for chunk in chunks:
                 if chunk in self._journal.records:
                     self._journal.forget(chunk)
 
     def publish(self, *, verified: str | None) -> Path:
-        """Make the blob visible. Durable on return; all chunks must be stored.
+        """Make the blob visible. Durable on return; all chunks must be stored. Idempotent.
 
-        The order is what a crash may cut: size and mode, receipt, data to the disk, the name. A
-        crash before the rename leaves a complete partial that the next pull publishes at once.
+        The order is what a crash may cut: size, receipt and mode, all of it to the disk, the name.
+        A crash before the rename leaves a complete partial that the next pull publishes at once.
+        When the disk fails to take the data, the next writer hashes it before it believes it.
         """
-        with self._guard:
+        if not self._seal():
+            if self._published is None:
+                raise self._closed_error()
+            return self._published
+        try:
             records = self._journal.records
             assert len(records) == self.grid.count, "publish before the last chunk"  # noqa: S101
             hashes = tuple(records[chunk].xxh3 for chunk in range(self.grid.count))
-        target = self._layout.blob(self.blob)
-        receipt = Receipt(self.grid.size_bytes, self.grid.chunk_bytes, hashes, verified)
-        with files.translated(target):
-            target.parent.mkdir(mode=0o700, exist_ok=True)
-            if not self._linked:
-                os.ftruncate(self._fd, self.grid.size_bytes)
-                os.fchmod(self._fd, BLOB_MODE)
-            receipt = receipt.of(os.fstat(self._fd))
-            if self._linked or not receipts.attach(self._fd, receipt):
-                receipts.write_file(self._layout.receipt(self.blob), receipt)
-            files.fsync(self._fd)
-            files.rename(self._data, target)
-            files.fsync_directory(target.parent)
-        self.discard()
+            receipt = Receipt(self.grid.size_bytes, self.grid.chunk_bytes, hashes, verified)
+            target = self._layout.blob(self.blob)
+            with files.translated(target):
+                self._show(target, receipt)
+        except BaseException:
+            self._unseal()
+            raise
+        self._published = target
+        self._finish()
         return target
 
     def close(self) -> None:
-        """Release the lock and keep the partial. Idempotent."""
-        if self._lock_fd is None:
-            return
-        os.close(self._fd)
-        self._journal.close()
-        os.close(self._lock_fd)
-        self._lock_fd = None
+        """Release the lock and keep the partial, once writes under way are over. Idempotent."""
+        with self._guard:
+            while self._state is _State.SEALED:
+                self._guard.wait()
+            if self._state is _State.OPEN:
+                self._state = _State.CLOSED
+                if not self._using:
+                    self._release()
 
     def discard(self) -> None:
         """Delete the partial and release the lock. Idempotent."""
-        if self._lock_fd is None:
-            return
-        with files.translated(self._folder):
-            # The lock goes last: until then nobody else can begin in this folder.
-            for name in ("data", "journal", "lock"):
-                files.unlink(self._folder / name)
-            with suppress(OSError):  # somebody has the next lock already: the folder is theirs
-                self._folder.rmdir()
-        self.close()
+        if self._seal():
+            self._finish()
 
-    def _lock(self) -> int:
-        while True:
-            self._folder.mkdir(mode=0o700, exist_ok=True)
+    # Who may use the descriptor
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Keep the descriptor open for one read or write."""
+        with self._guard:
+            self._check_open()
+            self._using += 1
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._using -= 1
+                if not self._using:
+                    self._guard.notify_all()
+                    if self._state is _State.CLOSED:
+                        self._release()
+
+    def _seal(self) -> bool:
+        """Bar reads and writes and wait for the last to end; False if the writer is closed."""
+        with self._guard:
+            while self._state is _State.SEALED:
+                self._guard.wait()
+            if self._state is _State.CLOSED:
+                return False
+            self._state = _State.SEALED
             try:
-                fd = files.lock_file(self._folder / "lock", wait=False)
-            except FileNotFoundError:
-                continue  # a writer that has just finished took the folder with it
-            if fd is None:
-                raise BlobBusy(f"{self.blob} is being fetched by another process")
-            return fd
+                while self._using:
+                    self._guard.wait()
+            except BaseException:
+                self._state = _State.OPEN
+                raise
+            return True
+
+    def _unseal(self) -> None:
+        with self._guard:
+            self._state = _State.OPEN
+            self._guard.notify_all()
+
+    def _finish(self) -> None:
+        """Remove the partial of a sealed writer and close it."""
+        try:
+            with files.translated(self._folder):
+                partials.remove(self._layout, self.blob)
+        finally:
+            with self._guard:
+                self._state = _State.CLOSED
+                self._release()
+                self._guard.notify_all()
+
+    def _check_open(self) -> None:
+        if self._state is not _State.OPEN:
+            raise self._closed_error()
+
+    def _closed_error(self) -> StoreError:
+        return StoreError(f"{self.blob} was closed while somebody was still writing it")
+
+    def _release(self) -> None:
+        os.close(self._fd)
+        self._journal.close()
+        os.close(self._lock_fd)
+
+    # Steps
+
+    def _show(self, target: Path, receipt: Receipt) -> None:
+        files.ensure_folder(target.parent)
+        if not self._linked:
+            os.ftruncate(self._fd, self.grid.size_bytes)
+        packed = receipt.of(os.fstat(self._fd)).to_bytes()
+        attached = False
+        if not self._linked:
+            attached = receipts.attach(self._fd, packed)
+            os.fchmod(self._fd, BLOB_MODE)
+        try:
+            files.fsync(self._fd)
+        except OSError:
+            # The kernel drops pages that it could not write and reports it once: a second fsync
+            # would succeed over lost data.
+            with suppress(OSError):
+                self._journal.doubt()
+            self._journal.records.clear()
+            raise
+        if not attached:
+            receipts.write_file(self._layout.receipt(self.blob), packed)
+        files.rename(self._data, target)
+        files.fsync_directory(target.parent)
+
+    def _start(self, grid: ChunkGrid, *, replace: bool) -> Journal:
+        """Continue what is there, or begin anew. The caller holds the lock."""
+        journal = self._continue(grid.size_bytes)
+        if journal is not None:
+            return journal
+        if not replace and self._is_visible(grid.size_bytes):
+            partials.remove(self._layout, self.blob)
+            raise BlobBusy(f"{self.blob} has just been fetched by another process")
+        return self._begin(grid)
+
+    def _is_visible(self, size_bytes: int) -> bool:
+        try:
+            return self._layout.blob(self.blob).stat().st_size == size_bytes
+        except FileNotFoundError:
+            return False
 
     def _begin(self, grid: ChunkGrid) -> Journal:
         """A new partial: first the room, then the journal that makes it count."""
-        files.unlink(self._folder / "journal")
+        files.unlink(self._folder / partials.JOURNAL)
         files.unlink(self._data)  # it may be a link to a user's file: never truncate it
-        fd = os.open(self._data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(fd, 0)
-            files.preallocate(fd, grid.size_bytes)
+            fd = os.open(self._data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PARTIAL_MODE)
+            try:
+                files.preallocate(fd, grid.size_bytes)
+            finally:
+                os.close(fd)
+            return Journal.create(self._folder / partials.JOURNAL, self.blob, grid)
         except OSError:
-            files.unlink(self._data)
+            partials.remove(self._layout, self.blob)  # give back what room it got
             raise
-        finally:
-            os.close(fd)
-        return Journal.create(self._folder / "journal", self.blob, grid)
 
-    def _continue(self, grid: ChunkGrid) -> Journal | None:
-        journal = Journal.open(self._folder / "journal", self.blob, grid.size_bytes)
-        if journal is None:
+    def _continue(self, size_bytes: int) -> Journal | None:
+        """The journal of what is there, with chunks that can be believed; None to begin anew."""
+        try:
+            status = self._data.stat()
+        except FileNotFoundError:
             return None
-        if not self._data.exists() or self._data.stat().st_nlink > 1:  # gone, or a user's file
-            journal.close()
-            return None
-        if journal.boot == boot_id():
+        if status.st_size < size_bytes or status.st_nlink > 1:
+            return None  # cut behind our back, or a user's file
+        if not status.st_mode & stat.S_IWUSR:  # a publish was cut between mode and name
+            self._data.chmod(_PARTIAL_MODE)
+        journal = Journal.open(self._folder / partials.JOURNAL, self.blob, size_bytes)
+        if journal is None or journal.trusted:
             return journal
-        return self._rebooted(journal)
+        try:
+            return self._proven(journal)
+        finally:
+            journal.close()
 
-    def _rebooted(self, journal: Journal) -> Journal:
-        """Keep the chunks that reached the disk before the machine went down."""
+    def _proven(self, journal: Journal) -> Journal:
+        """A new journal of the chunks that the disk really has."""
         found = hashing.chunk_hashes(self._data, journal.grid, journal.records)
-        kept = {
-            chunk: record
-            for chunk, record in journal.records.items()
-            if found[chunk] == record.xxh3
-        }
-        journal.close()
-        fresh = Journal.create(self._folder / "journal.new", self.blob, journal.grid)
-        for chunk, record in kept.items():
-            fresh.add(chunk, record)
-        files.rename(self._folder / "journal.new", self._folder / "journal")
-        return fresh
+        path = self._folder / "journal.new"
+        proven = Journal.create(path, self.blob, journal.grid)
+        try:
+            for chunk, record in journal.records.items():
+                if found[chunk] == record.xxh3:
+                    proven.add(chunk, record)
+            files.rename(path, self._folder / partials.JOURNAL)
+        except BaseException:
+            proven.close()
+            raise
+        return proven
 
     def _clone(self, origin: Path) -> bool:
         source = os.open(origin, os.O_RDONLY | os.O_CLOEXEC)
@@ -257,6 +398,7 @@ class BlobWriter:
         if mode is WriteMode.DIRECT:
             try:
                 return os.open(self._data, flags | os.O_DIRECT), True
-            except OSError:
-                pass  # tmpfs before 6.x, some network filesystems: through the page cache then
-        return os.open(self._data, flags), False
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+        return os.open(self._data, flags), False  # a filesystem without: through the page cache
