@@ -1,13 +1,12 @@
 """The way to one bucket: credentials, endpoint, region, and GET requests signed for it.
 
 botocore knows a great many rules about these, so it is asked: a GetObject that it has prepared and
-signed is taken from it before it is sent, and shows host, path style, region and signing of all
-others. Credentials are botocore's whole chain; they are read again when S3 calls them expired.
+signed shows host, path style, region and signing of all others. Credentials are botocore's whole
+chain; they are read again when S3 calls them expired.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 from collections.abc import Mapping
@@ -20,8 +19,6 @@ from urllib.parse import SplitResult, quote, urlsplit
 
 import botocore.session
 from botocore import UNSIGNED
-from botocore.awsrequest import AWSResponse
-from botocore.compat import HTTPHeaders
 from botocore.config import Config
 from botocore.exceptions import ClientError, NoCredentialsError
 from botocore.httpsession import get_cert_path
@@ -33,6 +30,7 @@ from modelcache.errors import Forbidden, InvalidConfig, InvalidRef, SourceRefuse
 from modelcache.sources.proxies import proxy_for
 from modelcache.sources.s3.refusals import EXPIRED, MISPLACED, shown, translating
 from modelcache.sources.s3.signing import GetSigner, Scope, reproduces, scope_of
+from modelcache.sources.s3.taps import Taps
 from modelcache.sources.source import HttpTarget, ProxyAddress
 
 REQUESTS_MAX: Final = 16  # at once while resolving; beyond that the interpreter is the limit
@@ -71,7 +69,6 @@ class Access:
         self._settings = settings
         self._transfer = transfer
         self._guard = threading.RLock()
-        self._taken = threading.local()
         self._expired = self._misplaced = False
         self._renewed_s = -RENEWED_S
         self._shape: _Shape | None = None
@@ -120,6 +117,14 @@ class Access:
             shape.proxy,
         )
 
+    def list_page(self, prefix: str, token: str | None) -> bytes:
+        """The XML of one page of a listing. Raises as Source.resolve does."""
+        options = {"Bucket": self.bucket, "Prefix": prefix, **self.extra}
+        if token:
+            options["ContinuationToken"] = token
+        with translating(shown(self.bucket, prefix)):
+            return self._taps.list_body(options)
+
     def doubt(self, code: str) -> None:
         """Take note of the code with which S3 refused a signed request, for `renew`."""
         self._expired = self._expired or code in EXPIRED
@@ -159,9 +164,8 @@ class Access:
                 verify=self._ca_file,
                 config=self._config(),
             )
-        # It never sends a GetObject: each is taken when it is ready.
-        client.meta.events.register("before-send.s3.GetObject", self._take)
         self.client: Any = client
+        self._taps = Taps(client)
         self._signer: GetSigner | None = None
         self._shape = None
 
@@ -271,18 +275,7 @@ class Access:
         }
         given = {name: value for name, value in options.items() if value}
         with translating(shown(self.bucket, key)):
-            self.client.get_object(Bucket=self.bucket, Key=key, **given)
-        url, headers = self._taken.request
-        self._taken.request = None
-        return urlsplit(url), headers
-
-    def _take(self, request: Any, **_: object) -> AWSResponse:  # noqa: ANN401 - botocore's
-        plain = {
-            name.lower(): value.decode() if isinstance(value, bytes) else value
-            for name, value in request.headers.items()
-        }
-        self._taken.request = (request.url, plain)
-        return AWSResponse(request.url, 200, HTTPHeaders(), io.BytesIO())
+            return self._taps.get_request({"Bucket": self.bucket, "Key": key, **given})
 
 
 def _checked(endpoint: str) -> str | None:

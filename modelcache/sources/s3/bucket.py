@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError
 
 from modelcache.errors import ModelcacheError, NotFound, SourceRefused
 from modelcache.sources.s3.access import Access
-from modelcache.sources.s3.listing import ARCHIVES, Listed, Lister, quoted
+from modelcache.sources.s3.listing import ARCHIVES, Listed, list_objects, quoted
 from modelcache.sources.s3.refusals import shown, translate, translating
 
 PARTS_PER_PAGE: Final = 1000  # S3's own maximum; an object has at most 10,000
@@ -33,11 +33,11 @@ class Bucket:
 
     def __init__(self, access: Access) -> None:
         self._access = access
-        self._lister = Lister(access.client, access.bucket, access.extra)
 
     def objects(self, prefix: str) -> Iterator[Listed]:
         """Every object below `prefix`. Raises as Source.resolve does."""
-        return self._lister.objects(prefix)
+        where = shown(self._access.bucket, prefix)
+        return list_objects(lambda token: self._access.list_page(prefix, token), where)
 
     def head(self, key: str, version: str | None = None) -> Head:
         """The object's present state, or that of a version. Raises as Source.resolve does."""

@@ -1,27 +1,22 @@
-"""Listing a prefix quickly, through botocore's client.
-
-botocore's own parser builds a dictionary with a parsed date for every key, which costs a second of
-CPU for 30,000 keys. A handler takes the response body before that parser sees it and reads the
-four fields that matter with the C parser; redirects, retries, signing and errors stay botocore's.
-"""
+"""Listings: the XML of ListObjectsV2 as objects, four fields of each, read by the C parser."""
 
 from __future__ import annotations
 
 import re
-import threading
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from urllib.parse import unquote_plus
 
 from modelcache.errors import SourceRefused, SourceUnavailable
-from modelcache.sources.s3.refusals import not_s3, shown, translating
+from modelcache.sources.s3.refusals import not_s3
 
 KEYS_MAX: Final = 1_000_000  # of one ref: 200 MB of names here, and no model; a bucket was meant
 ARCHIVES: Final = frozenset({"GLACIER", "DEEP_ARCHIVE"})
-_EMPTY: Final = b"<ListBucketResult/>"
 _ETAG: Final = re.compile(r"[\x21-\x7e]{1,256}")  # RFC 9110, section 8.8.3, less what nobody sends
+
+Page = Callable[[str | None], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,46 +29,25 @@ class Listed:
     archived: bool = False
 
 
-class Lister:
-    """Lists one bucket through one client. Thread-safe."""
+def list_objects(page: Page, where: str) -> Iterator[Listed]:
+    """Every object of a listing, in the server's order.
 
-    def __init__(self, client: Any, bucket: str, extra: Mapping[str, str]) -> None:  # noqa: ANN401
-        self._client = client
-        self._bucket = bucket
-        self._extra = extra
-        self._body = threading.local()
-        client.meta.events.register("before-parse.s3.ListObjectsV2", self._take)
-
-    def objects(self, prefix: str) -> Iterator[Listed]:
-        """Every object below `prefix`, in the server's order.
-
-        Raises what botocore's errors stand for, SourceRefused beyond KEYS_MAX keys.
-        """
-        where = shown(self._bucket, prefix)
-        seen = 0
-        token: str | None = None
-        while True:
-            self._body.data = b""
-            more = {"ContinuationToken": token} if token else {}
-            with translating(where):
-                self._client.list_objects_v2(
-                    Bucket=self._bucket, Prefix=prefix, **more, **self._extra
-                )
-            objects, following = parse_listing(self._body.data, where)
-            yield from objects
-            seen += len(objects)
-            if following is None:
-                return
-            if following == token:
-                raise SourceUnavailable(f"{where}: the listing does not get on")
-            if seen >= KEYS_MAX:
-                raise SourceRefused(f"{where} has over {KEYS_MAX} objects; name a model's prefix")
-            token = following
-
-    def _take(self, response_dict: dict[str, Any], **_: object) -> None:
-        if response_dict["status_code"] == 200:  # noqa: PLR2004 - errors are botocore's to parse
-            self._body.data = response_dict["body"]
-            response_dict["body"] = _EMPTY
+    page: gets the page that a token stands for. Raises what it raises, SourceRefused beyond
+    KEYS_MAX keys, SourceUnavailable when the listing breaks off.
+    """
+    seen = 0
+    token: str | None = None
+    while True:
+        objects, following = parse_listing(page(token), where)
+        yield from objects
+        seen += len(objects)
+        if following is None:
+            return
+        if following == token:
+            raise SourceUnavailable(f"{where}: the listing does not get on")
+        if seen >= KEYS_MAX:
+            raise SourceRefused(f"{where} has over {KEYS_MAX} objects; name a model's prefix")
+        token = following
 
 
 def parse_listing(data: bytes, where: str) -> tuple[list[Listed], str | None]:

@@ -56,13 +56,14 @@ class S3Source:
         self._name = origin.authority
         self._version = origin.option("version-id")
         self._access = Access(origin, settings, transfer)
+        self._bucket = Bucket(self._access)
         self._versions_denied_s: float | None = None
 
     # Resolving
 
     def resolve(self, ref: Ref) -> Manifest:
         """See Source. An object of exactly this key comes before a prefix of this name."""
-        bucket = Bucket(self._access)
+        bucket = self._bucket
         with ThreadPoolExecutor(REQUESTS_MAX) as pool:
             try:
                 files = self._files(bucket, self._find(bucket, ref, pool), pool)
