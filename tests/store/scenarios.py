@@ -1,0 +1,282 @@
+"""What a store goes through, in pieces that may be cut anywhere and begun again.
+
+Each says what it has finished; what was said must be there, whatever happens next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelcache.domain.manifests import BlobId
+from modelcache.store import Store, WriteMode, partials, repair, room
+from modelcache.store.journal import read_header, read_records
+from tests.store.striking import Say
+from tests.store.support import (
+    CHUNK,
+    LATER_S,
+    blob_files,
+    check_nothing_wrong_is_visible,
+    chunk_hashes,
+    collect,
+    content_id,
+    manifest_of,
+    open_store,
+    put,
+    put_model,
+    put_small,
+    random_bytes,
+    tree,
+    wall_clock_s,
+    write_chunk,
+    write_missing,
+    writing,
+)
+
+LARGE = random_bytes(2 * CHUNK + 4096 + 77, 1)
+SHARED = random_bytes(CHUNK + 1, 2)
+SMALL = {f"small/{n}": random_bytes(300 + n, 10 + n) for n in range(3)}
+MODEL = {"weights.bin": LARGE, "sub/shared.bin": SHARED, "empty": b"", **SMALL}
+OTHER = {"shared.bin": SHARED, "small": SMALL["small/0"], "own": random_bytes(700, 3)}
+
+
+def nothing(_: object) -> None:
+    """Nobody was here, or is told."""
+
+
+def check(store: Store, said: list[str]) -> None:
+    """Nothing wrong is seen, and nothing that was finished is lost."""
+    check_nothing_wrong_is_visible(store)
+    for word in said:
+        match word.split(":"):
+            case ["chunk", number]:
+                assert int(number) in stored_chunks(store, content_id(LARGE), LARGE)
+            case ["warm"]:
+                check_warm(store, MODEL)
+            case ["pinned"]:
+                assert [lease.kind for lease in store.leases(manifest_of(OTHER).model_id)] == [
+                    "pin"
+                ]
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One piece. prepare: what is there before. run: idempotent. left: the models at its end.
+
+    check: what holds at any moment, given what was said; a model that is not in `left` at the end
+    of a scenario is warming, and goes with the garbage.
+    """
+
+    name: str
+    prepare: Callable[[Store], object]
+    run: Callable[[Store, Say], object]
+    check: Callable[[Store, list[str]], None] = check
+    left: tuple[dict[str, bytes], ...] = ()
+
+
+def check_warm(store: Store, content: dict[str, bytes]) -> None:
+    """The model is there, in its snapshot and in its blobs."""
+    manifest = manifest_of(content)
+    path = store.snapshot_path(manifest.model_id)
+    assert path is not None
+    assert tree(path) == content
+    assert set(manifest.blobs()) <= {file.name for file in blob_files(store)}
+
+
+def stored_chunks(store: Store, blob: BlobId, data: bytes) -> set[int]:
+    """Chunks of `data` that a journal or a blob vouches for, their bytes compared."""
+    if store.has_blob(blob, len(data)):
+        return set(range(-(-len(data) // CHUNK)))
+    folder = store.layout.partial_blob(blob)
+    if not (folder / partials.JOURNAL).exists():
+        return set()
+    journal = (folder / partials.JOURNAL).read_bytes()
+    header = read_header(journal, blob)
+    if header is None:
+        return set()
+    found = set(read_records(journal, *header).records)
+    stored = (folder / partials.DATA).read_bytes()
+    for chunk in found:
+        span = header[0].span(chunk)
+        assert stored[span.start : span.end] == data[span.start : span.end]
+    return found
+
+
+# The pieces
+
+
+def write_blob(store: Store, say: Say) -> None:
+    blob = content_id(LARGE)
+    with store.begin_model(manifest_of(MODEL), "test"):
+        if store.has_blob(blob, len(LARGE)):
+            return
+        with writing(store, LARGE, mode=WriteMode.DIRECT) as writer:
+            for chunk in range(writer.grid.count):
+                if not writer.is_done(chunk):
+                    write_chunk(writer, LARGE, chunk)
+                say(f"chunk:{chunk}")
+            writer.publish(verified="sha256")
+
+
+def prepare_small(store: Store) -> None:
+    put_model(store, OTHER)
+    store.begin_model(manifest_of(MODEL), "test").release()
+
+
+def write_small(store: Store, _: Say) -> None:
+    with store.begin_model(manifest_of(MODEL), "test"):
+        put_small(store, [*SMALL.values(), b""])
+
+
+def prepare_show(store: Store) -> None:
+    write_blob(store, nothing)
+    put(store, SHARED)
+    put_small(store, [*SMALL.values(), b""])
+
+
+def show(store: Store, say: Say) -> None:
+    with store.begin_model(manifest_of(MODEL), "test"):
+        store.add_model(manifest_of(MODEL))
+        say("warm")
+
+
+def pull(store: Store, say: Say) -> None:
+    write_blob(store, say)
+    put_model(store, MODEL)
+    say("warm")
+
+
+def put_other(store: Store) -> None:
+    put_model(store, OTHER)
+
+
+def two_models(store: Store) -> None:
+    put_model(store, MODEL)
+    put_model(store, OTHER)
+
+
+def remove(store: Store, _: Say) -> None:
+    store.remove_model(manifest_of(MODEL).model_id)
+
+
+def leave_garbage(store: Store) -> None:
+    put_model(store, OTHER)
+    put(store, random_bytes(5000, 50))
+    put_small(store, [random_bytes(50, 51)])
+    with writing(store, LARGE) as writer:
+        write_chunk(writer, LARGE, 0)
+    store.begin_model(manifest_of(MODEL), "test").release()
+    for name in (".store.json.0.tmp", "blobs/00/.x.receipt.0.tmp"):
+        path = store.layout.root / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (store.layout.trash / "tree" / "below").mkdir(parents=True)
+    (store.layout.trash / "tree" / "file").touch()
+
+
+def collect_all(store: Store, _: Say) -> None:
+    collect(store)
+
+
+def evict(store: Store, _: Say) -> None:
+    tight = open_store(store.layout.root, quota_bytes=len(LARGE) + 2 * CHUNK)
+    keep = manifest_of(OTHER).model_id
+    room.reserve(tight, len(LARGE), keep=keep, now_s=wall_clock_s() + LATER_S)
+
+
+def pin(store: Store, say: Say) -> None:
+    store.pin(manifest_of(OTHER).model_id, "kept")
+    say("pinned")
+
+
+def unpin(store: Store, _: Say) -> None:
+    store.unpin(manifest_of(OTHER).model_id)
+
+
+def prepare_unpin(store: Store) -> None:
+    put_model(store, OTHER)
+    pin(store, nothing)
+
+
+DAMAGED = LARGE[: CHUNK + 3] + b"damage" + LARGE[CHUNK + 9 :]
+
+
+def damage(store: Store) -> None:
+    put_model(store, MODEL)
+    path = store.layout.blob(content_id(LARGE))
+    path.chmod(0o600)
+    path.write_bytes(DAMAGED)
+
+
+def mend(store: Store, say: Say) -> None:
+    blob, manifest = content_id(LARGE), manifest_of(MODEL)
+    with store.begin_model(manifest, "test"):
+        bad = repair.bad_chunks(store, blob, len(LARGE))
+        if bad:
+            writer = repair.reopen(store, blob, len(LARGE), bad, mode=WriteMode.BUFFERED)
+            try:
+                write_missing(writer, LARGE)
+                writer.publish(verified="sha256")
+            finally:
+                writer.close()
+        store.mend_snapshot(manifest)
+        say("warm")
+
+
+def check_mended(store: Store, said: list[str]) -> None:
+    """Readers see the blob as it was or as it should be, and nothing between."""
+    shown = store.layout.snapshot(manifest_of(MODEL).model_id) / "weights.bin"
+    for path in (store.layout.blob(content_id(LARGE)), shown):
+        assert path.read_bytes() in ((LARGE,) if said else (DAMAGED, LARGE))
+
+
+def origin_file(store: Store) -> Path:
+    return store.layout.root.parent / "origin.bin"
+
+
+def prepare_share(store: Store) -> None:
+    put_model(store, OTHER)
+    store.begin_model(manifest_of(MODEL), "test").release()
+    origin_file(store).write_bytes(LARGE)
+    origin_file(store).chmod(0o640)
+
+
+def share(store: Store, _: Say) -> None:
+    with store.begin_model(manifest_of(MODEL), "test"):
+        if store.has_blob(content_id(LARGE), len(LARGE)):
+            return
+        with writing(store, LARGE) as writer:
+            if writer.share(origin_file(store), link=True):
+                for chunk, value in enumerate(chunk_hashes(LARGE)):
+                    writer.finish_chunk(chunk, value, None)
+            write_missing(writer, LARGE)
+            writer.publish(verified=None)
+
+
+def check_shared(store: Store, said: list[str]) -> None:
+    """The user's own file is never touched."""
+    check(store, said)
+    assert origin_file(store).read_bytes() == LARGE
+    assert origin_file(store).stat().st_mode & 0o777 == 0o640
+
+
+def keeps_other(store: Store, said: list[str]) -> None:
+    """What happens to one model is nothing to another."""
+    check(store, said)
+    check_warm(store, OTHER)
+
+
+SCENARIOS = (
+    Scenario("write_blob", nothing, write_blob),
+    Scenario("write_small", prepare_small, write_small, keeps_other, (OTHER,)),
+    Scenario("show", prepare_show, show, check, (MODEL,)),
+    Scenario("pull", nothing, pull, check, (MODEL,)),
+    Scenario("share", prepare_share, share, check_shared, (OTHER,)),
+    Scenario("mend", damage, mend, check_mended, (MODEL,)),
+    Scenario("remove", two_models, remove, keeps_other, (OTHER,)),
+    Scenario("evict", two_models, evict, keeps_other, (OTHER,)),
+    Scenario("collect", leave_garbage, collect_all, keeps_other, (OTHER,)),
+    Scenario("pin", put_other, pin, keeps_other, (OTHER,)),
+    Scenario("unpin", prepare_unpin, unpin, keeps_other, (OTHER,)),
+)
