@@ -96,12 +96,16 @@ class SmallBlobs:
                 self._staged.update(staged)
 
     def close(self) -> None:
-        """Let go of the staging folder; what was not committed is left for adoption."""
+        """Let go of the staging folder; what was not committed is left for adoption.
+
+        So is a folder that cannot be removed: what was committed is visible all the same.
+        """
         with self._guard:
             if not self._folder:
                 return
             if not self._staged:
-                _remove_staging(Path(self._folder))
+                with suppress(OSError):
+                    _remove_staging(Path(self._folder))
             os.close(self._folder_fd)
             os.close(self._lock_fd)
             self._folder = ""
