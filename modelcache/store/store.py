@@ -412,6 +412,7 @@ class Store:
                     f"{layout.root} is not a modelcache store, and there is something in {folder}; "
                     "choose another --store"
                 )
+        for folder in layout.folders():
             files.ensure_folder(folder)
         # The marker comes last: a store without it is made again from the start.
         files.atomic_write(layout.marker, canonical_json({"format": FORMAT}))
