@@ -31,15 +31,17 @@ def reserve(store: Store, need_bytes: int, *, keep: ModelId, now_s: float) -> li
             f"{_gb(need_bytes)} are needed, more than the quota of {_gb(quota)}; "
             "raise store.quota_bytes"
         )
-    with store.mutex(), files.translated(store.layout.root):
-        must, wish = _lacking(store, need_bytes, keep=keep)
-        if wish <= 0:
-            return []
-        leases.reap(store.layout)
-        orphans = garbage.drop_orphans(store)
-        evicted = _evict(store, must - orphans, wish - orphans, keep=keep, now_s=now_s)
-    store.empty_trash()
-    return evicted
+    store.empty_trash()  # what a killed process left in it still takes room on the disk
+    try:
+        with store.mutex(), files.translated(store.layout.root):
+            must, wish = _lacking(store, need_bytes, keep=keep)
+            if wish <= 0:
+                return []
+            leases.reap(store.layout)
+            orphans = garbage.drop_orphans(store)
+            return _evict(store, must - orphans, wish - orphans, keep=keep, now_s=now_s)
+    finally:
+        store.empty_trash()
 
 
 def collect_garbage(store: Store, *, now_s: float, partial_older_than_s: float) -> GarbageReport:
