@@ -358,12 +358,21 @@ class Store:
         return size if partials.remove_unheld(self.layout, blob) else 0
 
     def referenced_blobs(self, *, without: ModelId | None = None) -> set[BlobId]:
-        """Blobs that some manifest lists. An unreadable manifest protects nothing."""
+        """Blobs that some manifest lists. A damaged manifest protects nothing.
+
+        Raises StoreError when one cannot be read: it may be whole, and what it lists is not to be
+        deleted for want of a descriptor.
+        """
         found: set[BlobId] = set()
         for model_id in self.model_ids():
             if model_id != without:
-                with suppress(CorruptData, NotInStore):
+                try:
                     found.update(file.blob for file in self.manifest(model_id).files)
+                except NotInStore:
+                    continue
+                except CorruptData as error:
+                    if isinstance(error.__cause__, StoreError):
+                        raise error.__cause__ from None
         return found
 
     @contextmanager
