@@ -14,9 +14,10 @@ def size(size_bytes: float) -> str:
     """`1.5 GB`: decimal prefixes, as networks and disks are sold."""
     value = float(size_bytes)
     for unit in _STEPS:
-        if abs(value) < 1000 or unit == _STEPS[-1]:  # noqa: PLR2004 - decimal prefixes
-            digits = 0 if unit == "B" or abs(value) >= 100 else 1  # noqa: PLR2004
-            return f"{value:.{digits}f} {unit}"
+        digits = 0 if unit == "B" or abs(round(value, 1)) >= 100 else 1  # noqa: PLR2004
+        text = f"{value:.{digits}f}"
+        if abs(float(text)) < 1000 or unit == _STEPS[-1]:  # noqa: PLR2004 - decimal prefixes
+            return f"{text} {unit}"
         value /= 1000
     raise AssertionError(size_bytes)
 
@@ -28,9 +29,9 @@ def rate(bytes_s: float) -> str:
 
 def duration(seconds: float) -> str:
     """`850 ms`, `4.2 s`, `3m 05s`, `2h 10m`, `3d 4h`."""
-    if seconds < 1:
+    if round(seconds, 3) < 1:
         return f"{seconds * 1000:.0f} ms"
-    if seconds < _MINUTE_S:
+    if round(seconds, 1) < _MINUTE_S:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < _HOUR_S:
