@@ -120,9 +120,9 @@ def describe(progress: Progress) -> str:
     words = f"{_WORDS[progress.phase]} {progress.ref}"
     if progress.phase is Phase.RESOLVING or not progress.total_bytes:
         return words
-    share = 100 * progress.done_bytes / progress.total_bytes
+    share = 100 * progress.done_bytes // progress.total_bytes  # 100 % means all of it
     parts = [
-        f"{words}: {share:.0f} %",
+        f"{words}: {share} %",
         f"{units.size(progress.done_bytes)} of {units.size(progress.total_bytes)}",
         units.rate(progress.rate_bytes_s),
     ]
@@ -130,7 +130,7 @@ def describe(progress: Progress) -> str:
         parts.append(f"{units.duration(progress.eta_s)} left")
     parts.append(units.count(progress.connections, "connection"))
     if progress.retries:
-        parts.append(f"{progress.retries} retries")
+        parts.append(f"{progress.retries} {'retry' if progress.retries == 1 else 'retries'}")
     return ", ".join(parts)
 
 
@@ -153,7 +153,8 @@ def _drawing(progress: Progress) -> RenderableType:
         )
     for file in progress.active[:BARS_MAX]:
         bar = ProgressBar(total=max(1, file.size_bytes), completed=file.done_bytes)
-        table.add_row(f"  {file.path}", bar, units.size(file.size_bytes))
+        # A plain string would be read as markup, and a file may be called `[/b]`.
+        table.add_row(Text(f"  {file.path}"), bar, units.size(file.size_bytes))
     hidden = len(progress.active) - BARS_MAX
     lines: list[RenderableType] = [Text(describe(progress)), table]
     if hidden > 0:
