@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from modelcache.agent import Snapshot, StoredFile, StoredModel, VerifyResult
 from modelcache.domain.manifests import SHORT_ID
 from modelcache.faces import units
 from modelcache.store.room import GarbageReport, Usage
 from modelcache.transfer.report import Report
+
+_UNVERIFIED: Final = "unverified by origin"
 
 
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
@@ -65,16 +67,18 @@ def snapshot_text(snapshot: Snapshot) -> str:
     ]
     if report.present_bytes:
         lines.append(f"  {units.size(report.present_bytes)} were here already")
-    vouched = verified_text(report.verified)
-    if vouched:
-        lines.append(f"  checked against the origin: {vouched}")
+    if report.verified:
+        lines.append(f"  checks: {verified_text(report.verified)}")
     return "\n".join(lines)
 
 
 def verified_text(verified: Mapping[str, int]) -> str:
-    """`crc64nvme 4.0 GB, none 12 kB`."""
+    """`crc64nvme 4.0 GB, unverified by origin 12 kB`."""
     ordered = sorted(verified.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {units.size(amount)}" for name, amount in ordered)
+    return ", ".join(
+        f"{_UNVERIFIED if name == 'none' else name} {units.size(amount)}"
+        for name, amount in ordered
+    )
 
 
 def models_text(models: Sequence[StoredModel], now_s: float) -> str:
@@ -134,7 +138,7 @@ def show_text(model: StoredModel, files: Sequence[StoredFile]) -> str:
         (
             item.file.path,
             units.size(item.file.size_bytes),
-            (item.verified or "unverified by origin") if item.present else "missing",
+            (item.verified or _UNVERIFIED) if item.present else "missing",
             item.file.blob[:24],
         )
         for item in files
@@ -300,7 +304,7 @@ def explain_text(report: Report) -> str:
         ),
     ]
     if report.verified:
-        lines += ["", f"checked against the origin: {verified_text(report.verified)}"]
+        lines += ["", f"checks: {verified_text(report.verified)}"]
     if report.events:
         lines += ["", "on the way:", *(f"  {event}" for event in report.events)]
     return "\n".join([*lines, "", bottleneck(report)])
@@ -320,6 +324,8 @@ def bottleneck(report: Report) -> str:
         "the origin's answers: requests waited for their first byte": workers.first_byte_s
         + workers.connecting_s,
     }
+    if workers.waiting_s > sum(waits.values()):
+        return "What set the pace was a limit or a pause: workers waited more than they worked."
     return f"What set the pace was {max(waits, key=lambda reason: waits[reason])}."
 
 
