@@ -24,6 +24,7 @@ from modelcache.store.layout import Layout, fan_out
 TEMPORARY: Final = ".tmp-"
 FOLDER_MODE: Final = 0o755  # pods of any user read below it
 FSYNC_FOLDERS_MAX: Final = 64  # beyond, one sync of the whole filesystem is cheaper
+LINK_TRIES: Final = 16  # every neighbour that pulls the same small blob replaces it once
 
 
 @contextmanager
@@ -110,11 +111,15 @@ def _blob(layout: Layout, file: File) -> str:
     return f"{layout.blobs}/{fan_out(file.blob)}/{file.blob}"
 
 
-def _link(layout: Layout, file: File, target: str) -> None:
+def _link(layout: Layout, file: File, target: str, *, tries: int = LINK_TRIES) -> None:
     blob = _blob(layout, file)
     try:
         files.link(blob, target)
     except FileNotFoundError as error:
+        # So the kernel answers, too, for a file that a neighbour's commit replaces at this moment.
+        if tries > 1 and os.path.exists(blob):  # noqa: PTH110
+            _link(layout, file, target, tries=tries - 1)
+            return
         raise CorruptData(f"blob of {file.path} is missing from the store; pull again") from error
     except OSError as error:
         if error.errno != errno.EMLINK:

@@ -121,6 +121,25 @@ def test_readers_keep_the_file_they_opened(store):
     check_tidy(store)
 
 
+def test_a_blob_that_a_neighbour_replaces_while_it_is_linked_is_linked_all_the_same(
+    store, monkeypatch
+):
+    manifest = manifest_of(MODEL)
+    put(store, WEIGHTS)
+    put_small(store, [b"{}", b""])
+    real, replaced = files.link, []
+
+    def replace_first(source, target):
+        if source not in replaced:
+            replaced.append(source)
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+        real(source, target)
+
+    monkeypatch.setattr(files, "link", replace_first)
+    assert tree(store.add_model(manifest)) == MODEL
+    assert len(replaced) == 3
+
+
 def test_a_blob_with_more_names_than_the_filesystem_allows_is_copied(store, monkeypatch):
     manifest = manifest_of(MODEL)
 
