@@ -7,6 +7,7 @@ where they are used: `--help` and a warm `pull` must answer before anyone notice
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -35,6 +36,8 @@ app = typer.Typer(
 )
 
 _LISTS: Final = frozenset({"--include", "--exclude"})
+# Failures of the store's disk are translated where they happen; these are of standard output.
+_OUTPUT_LOST: Final = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
 TRACEBACK_VARIABLE: Final = "MODELCACHE_TRACEBACK"
 
 
@@ -430,6 +433,9 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more
         sys.exit(1)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OUTPUT_LOST:
+            _say(f"modelcache: cannot write the result: {error.strerror}")
+            sys.exit(1)
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
         text = f"this is a bug: {type(error).__name__}: {error}; {TRACEBACK_VARIABLE}=1 shows where"

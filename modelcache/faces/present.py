@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
+
+import typer
 
 from modelcache.agent import Snapshot, StoredFile, StoredModel, VerifyResult
 from modelcache.domain.manifests import SHORT_ID
@@ -18,8 +19,7 @@ _UNVERIFIED: Final = "unverified by origin"
 
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
     """One JSON document on standard output."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, default=str)
-    sys.stdout.write("\n")
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
