@@ -10,6 +10,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -102,6 +103,11 @@ def _open_files() -> Finding:
 
 
 def _filesystem(folder: Path, settings: Settings) -> Iterator[Finding]:
+    path = settings.store.path
+    in_the_way = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not in_the_way.is_dir():
+        yield Finding("store", Verdict.FAIL, f"{in_the_way} is not a folder", "use --store")
+        return
     kind = _filesystem_type(folder)
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
@@ -186,11 +192,8 @@ def _in_threads(write: Callable[[int, memoryview], int], size_bytes: int, thread
         for offset in range(first * BLOCK_BYTES, size_bytes, threads * BLOCK_BYTES):
             write(offset, block)
 
-    workers = [threading.Thread(target=work, args=(first,)) for first in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))  # raises what a thread raised
 
 
 def _network() -> Finding:
