@@ -106,6 +106,11 @@ def put_other(store: Store) -> None:
     put_model(store, OTHER)
 
 
+def relocate(store: Store, _: Say) -> None:
+    """The same files were found at another origin: a manifest that is in use is replaced."""
+    store.begin_model(manifest_of(OTHER, "s3://mirror/model"), "test").release()
+
+
 def two_models(store: Store) -> None:
     put_model(store, MODEL)
     put_model(store, OTHER)
@@ -202,6 +207,7 @@ SCENARIOS = (
     Scenario("pull", nothing, pull, check, (MODEL,)),
     Scenario("share", prepare_share, share, check_shared, (OTHER,)),
     Scenario("mend", damage, mend, check_mended, (MODEL,)),
+    Scenario("relocate", put_other, relocate, keeps_other, (OTHER,)),
     Scenario("remove", two_models, remove, keeps_other, (OTHER,)),
     Scenario("evict", two_models, evict, keeps_other, (OTHER,)),
     Scenario("collect", leave_garbage, collect_all, keeps_other, (OTHER,)),
