@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
+from unittest.mock import patch
+
+from modelcache.main import main
 
 PROGRAM = Path(sys.executable).with_name("modelcache")
 WAIT_S = 30.0
@@ -63,6 +68,20 @@ class Shell:
             check=False,
         )
         return Done(done.returncode, done.stdout, done.stderr)
+
+    def call(self, *arguments: str | Path, **env: str) -> Done:
+        """`run` in this process, at a tenth of the time: for what a process of its own adds not."""
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            patch.dict(os.environ, self.environment(**env), clear=True),
+            patch.object(sys, "argv", [str(PROGRAM), *map(str, arguments)]),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            try:
+                main()
+            except SystemExit as end:
+                return Done(int(end.code or 0), out.getvalue(), err.getvalue())
 
     def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
         """Run beside the test."""

@@ -17,7 +17,7 @@ TOTAL = sum(map(len, FILES.values()))
 @pytest.fixture
 def pulled(shell: Shell, model: Path) -> str:
     """The id of a model in the store."""
-    done = shell.run("pull", f"file://{model}", "--json")
+    done = shell.call("pull", f"file://{model}", "--json")
     assert done.code == 0, done.err
     return str(done.json["model_id"])
 
@@ -48,7 +48,7 @@ def test_pull_json_has_path_id_bytes_and_report(shell: Shell, model: Path):
     }
     assert done.json["fetched_bytes"] == TOTAL
     assert done.json["report"]["files"] == 4
-    again = shell.run("pull", f"file://{model}", "--json", "--max-age", "1h")
+    again = shell.call("pull", f"file://{model}", "--json", "--max-age", "1h")
     assert again.json["from_cache"] is True
     assert again.json["fetched_bytes"] == 0
 
@@ -68,8 +68,8 @@ def test_ls_lists_and_is_quiet_with_ids(shell: Shell, pulled: str, model: Path):
     assert head.startswith("MODEL")
     assert row.startswith(pulled[:12])
     assert row.endswith(f"file://{model}")
-    assert shell.run("ls", "-q").out == f"{pulled}\n"
-    (only,) = shell.run("ls", "--json").json
+    assert shell.call("ls", "-q").out == f"{pulled}\n"
+    (only,) = shell.call("ls", "--json").json
     assert only["state"] == "warm"
     assert (only["size_bytes"], only["files"]) == (TOTAL, 4)
 
@@ -77,8 +77,8 @@ def test_ls_lists_and_is_quiet_with_ids(shell: Shell, pulled: str, model: Path):
 def test_show_has_every_file(shell: Shell, pulled: str):
     text = shell.run("show", pulled[:8]).out
     assert all(name in text for name in FILES)
-    assert shell.run("show", pulled, "-q").out.splitlines() == sorted(FILES)
-    shown = shell.run("show", pulled, "--json").json
+    assert shell.call("show", pulled, "-q").out.splitlines() == sorted(FILES)
+    shown = shell.call("show", pulled, "--json").json
     assert {item["path"]: item["size_bytes"] for item in shown["file_list"]} == {
         name: len(data) for name, data in FILES.items()
     }
@@ -88,27 +88,27 @@ def test_path_takes_ids_their_starts_and_refs(shell: Shell, pulled: str, model: 
     expected = str(shell.store / "snapshots" / pulled)
     for what in (pulled, pulled[:6].upper(), f"file://{model}"):
         assert shell.run("path", what).out == f"{expected}\n"
-    assert shell.run("path", pulled, "--json").json == {"path": expected}
+    assert shell.call("path", pulled, "--json").json == {"path": expected}
 
 
 def test_verify_finds_an_intact_store_intact(shell: Shell, pulled: str):
     done = shell.run("verify")
     assert (done.code, "intact" in done.out) == (0, True)
-    assert shell.run("verify", pulled, "-q").out == ""
-    (result,) = shell.run("verify", "--json").json
+    assert shell.call("verify", pulled, "-q").out == ""
+    (result,) = shell.call("verify", "--json").json
     assert result["size_bytes"] == TOTAL
     assert result["bad_chunks"] == {}
 
 
 def test_du_and_rm_agree_on_what_is_freed(shell: Shell, pulled: str):
-    used = shell.run("du", "--json").json
+    used = shell.call("du", "--json").json
     assert (used["blobs_bytes"], used["blobs"]) == (TOTAL, 4)
     assert used["models"] == [{"model_id": pulled, "size_bytes": TOTAL, "unique_bytes": TOTAL}]
-    assert shell.run("du", "-q").out == f"{TOTAL}\n"
+    assert shell.call("du", "-q").out == f"{TOTAL}\n"
     assert "4 blobs" in shell.run("du").out
-    assert shell.run("rm", pulled, "--json").json == {"freed_bytes": TOTAL}
+    assert shell.call("rm", pulled, "--json").json == {"freed_bytes": TOTAL}
     assert shell.run("ls").out == "no models in this store\n"
-    assert shell.run("ls", "--json").json == []
+    assert shell.call("ls", "--json").json == []
 
 
 def test_a_pinned_model_stays_until_it_is_unpinned_or_forced_out(shell: Shell, pulled: str):
@@ -116,18 +116,18 @@ def test_a_pinned_model_stays_until_it_is_unpinned_or_forced_out(shell: Shell, p
     refused = shell.run("rm", pulled)
     assert refused.code == 1
     assert "protected (pin demo); unpin it or use --force" in refused.complaint
-    (leased,) = shell.run("ls", "--json").json
+    (leased,) = shell.call("ls", "--json").json
     assert [(lease["kind"], lease["note"]) for lease in leased["leases"]] == [("pin", "demo")]
-    assert shell.run("unpin", pulled, "--json").json == {"pinned": False, "was_pinned": True}
+    assert shell.call("unpin", pulled, "--json").json == {"pinned": False, "was_pinned": True}
     assert shell.run("unpin", pulled).err == "was not pinned\n"
-    assert shell.run("pin", pulled, "--json").json == {"model_id": pulled, "pinned": True}
-    assert shell.run("rm", pulled, "--force", "-q").code == 0
+    assert shell.call("pin", pulled, "--json").json == {"model_id": pulled, "pinned": True}
+    assert shell.call("rm", pulled, "--force", "-q").code == 0
 
 
 def test_gc_of_a_tidy_store_frees_nothing(shell: Shell, pulled: str):
     del pulled
     assert shell.run("gc").err.startswith("freed 0 B")
-    assert shell.run("gc", "--json").json == {
+    assert shell.call("gc", "--json").json == {
         "freed_bytes": 0,
         "blobs": 0,
         "partials": 0,
@@ -139,21 +139,21 @@ def test_gc_of_a_tidy_store_frees_nothing(shell: Shell, pulled: str):
 def test_explain_tells_of_the_last_pull(shell: Shell, pulled: str):
     text = shell.run("explain", pulled).out
     assert all(word in text for word in ("PHASE", "resolving", "WORKERS' TIME", "SOURCE"))
-    report = shell.run("explain", pulled, "--json").json
+    report = shell.call("explain", pulled, "--json").json
     assert report["model_id"] == pulled
     assert report["fetched_bytes"] == TOTAL
-    assert shell.run("explain", pulled, "-q").out.count("\n") == 1
+    assert shell.call("explain", pulled, "-q").out.count("\n") == 1
 
 
 def test_version_is_the_packages(shell: Shell):
     assert shell.run("version").out == f"{modelcache.__version__}\n"
-    assert shell.run("version", "--json").json == {"version": modelcache.__version__}
+    assert shell.call("version", "--json").json == {"version": modelcache.__version__}
 
 
 def test_looking_makes_no_store(shell: Shell):
     for command in ("ls", "du"):
-        assert shell.run(command).code == 0
-    assert shell.run("show", "abcdef").code == 1
+        assert shell.call(command).code == 0
+    assert shell.call("show", "abcdef").code == 1
     assert not shell.store.exists()
 
 
@@ -165,7 +165,7 @@ def test_looking_makes_no_store(shell: Shell):
     ],
 )
 def test_every_command_has_help_and_json(shell: Shell, command: str):
-    done = shell.run(command, "--help")
+    done = shell.call(command, "--help")
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("Usage: modelcache")
     assert "--json" in done.out

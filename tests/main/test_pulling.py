@@ -31,7 +31,7 @@ def failing_once(*faults: Fault):
 
 def test_a_second_pull_asks_for_no_bytes_and_a_third_for_nothing(shell: Shell, origin: FaultProxy):
     url = f"{origin.url}/"
-    assert shell.run("pull", url).code == 0
+    assert shell.call("pull", url).code == 0
     weights = len(origin.gets(".safetensors"))
     second = shell.run("pull", url)
     assert "nothing to fetch, its origin was asked" in second.err
@@ -76,21 +76,21 @@ def test_a_version_is_a_model_of_its_own(shell: Shell, minio: Minio):
     ]
     shell.env["MODELCACHE_S3_ENDPOINT"] = minio.url
     for version, body in zip(versions, (b"old", b"new"), strict=True):
-        done = shell.run("pull", f"s3://cli-versions/w.bin?version-id={version}", "-q")
+        done = shell.call("pull", f"s3://cli-versions/w.bin?version-id={version}", "-q")
         assert done.code == 0, done.err
         assert (Path(done.out.strip()) / "w.bin").read_bytes() == body
 
 
 def test_moto_serves_as_well(shell: Shell, moto: Moto, model: Path):
     upload_tree(moto, "cli-moto", "m", model, checksums=False)
-    done = shell.run("pull", f"s3://cli-moto/m?endpoint={moto.url}", "-q")
+    done = shell.call("pull", f"s3://cli-moto/m?endpoint={moto.url}", "-q")
     assert done.code == 0, done.err
     assert tree(Path(done.out.strip())) == FILES
 
 
 @pytest.mark.parametrize("mode", ["direct", "buffered", "auto"])
 def test_every_way_to_write_gives_the_same_bytes(shell: Shell, origin: FaultProxy, mode: str):
-    done = shell.run("pull", f"{origin.url}/", "--io", mode, "--json")
+    done = shell.call("pull", f"{origin.url}/", "--io", mode, "--json")
     assert tree(Path(done.json["path"])) == FILES
     assert done.json["report"]["io"] in ({mode} if mode != "auto" else {"direct", "buffered"})
 
@@ -101,7 +101,7 @@ def test_a_rate_limit_is_kept(shell: Shell, origin: FaultProxy):
     done = shell.run("pull", f"{origin.url}/", "--limit-rate", "8MB", "--connections", "3")
     assert done.code == 0
     assert monotonic() - started_s > 0.8 * TOTAL / 8e6
-    assert "limit" in shell.run("explain", f"{origin.url}/", "-q").out
+    assert "limit" in shell.call("explain", f"{origin.url}/", "-q").out
 
 
 def test_connections_are_a_ceiling(shell: Shell, origin: FaultProxy):
@@ -111,7 +111,7 @@ def test_connections_are_a_ceiling(shell: Shell, origin: FaultProxy):
 
 @pytest.mark.parametrize("link", ["reflink", "hardlink", "copy"])
 def test_local_files_enter_in_three_ways(shell: Shell, model: Path, link: str):
-    done = shell.run("pull", f"file://{model}", "--link", link, "-q")
+    done = shell.call("pull", f"file://{model}", "--link", link, "-q")
     snapshot = Path(done.out.strip())
     assert tree(snapshot) == FILES
     same = (snapshot / "a.safetensors").samefile(model / "a.safetensors")
@@ -124,11 +124,11 @@ def test_explain_names_retries_and_their_reasons(shell: Shell, origin: FaultProx
     assert done.code == 0, done.err
     assert tree(Path(done.out.strip())) == FILES
     assert "503" in done.err
-    explained = shell.run("explain", f"{origin.url}/")
+    explained = shell.call("explain", f"{origin.url}/")
     assert "on the way:" in explained.out
     assert "503" in explained.out
     assert "throttled 1" in explained.out
-    report = shell.run("explain", f"{origin.url}/", "--json").json
+    report = shell.call("explain", f"{origin.url}/", "--json").json
     (source,) = report["sources"].values()
     assert sum(source["failures"].values()) == 2
     assert len(report["events"]) >= 2
