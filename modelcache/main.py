@@ -132,7 +132,7 @@ def pull(  # noqa: PLR0917 - one parameter for each option
         "file.link": link,
     }
     last: list[Progress] = []
-    with _engine(store, config, flags=flags) as engine, _cancellation() as cancel:
+    with _engine(store, config, flags=flags) as engine, _cancellation(last) as cancel:
         shown = display(quiet=quiet or as_json)
 
         def follow(progress: Progress) -> None:
@@ -148,7 +148,7 @@ def pull(  # noqa: PLR0917 - one parameter for each option
                     progress=follow,
                     cancel=cancel,
                 )
-        except Cancelled as error:
+        except (Cancelled, KeyboardInterrupt) as error:
             raise Cancelled(_stopped(last)) from error
     if as_json:
         present.print_json(present.snapshot_json(snapshot))
@@ -519,13 +519,19 @@ def _engine(
 
 
 @contextmanager
-def _cancellation() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; the second signal kills at once."""
+def _cancellation(last: Sequence[Progress]) -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; the second signal kills at once.
+
+    last: the latest progress. While the ref is being resolved there is nothing to keep, and an
+    origin that does not answer is left at once.
+    """
     cancel = threading.Event()
 
     def stop(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_DFL)
         cancel.set()
+        if last and last[-1].phase == "resolving":
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

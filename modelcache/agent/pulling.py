@@ -14,6 +14,7 @@ from modelcache.agent.fetching import Fetching, wall_clock_s
 from modelcache.agent.repairing import Repair
 from modelcache.config import BLOCK_BYTES
 from modelcache.domain.manifests import BlobId, File, Manifest, ModelId
+from modelcache.errors import Cancelled
 from modelcache.sources.opening import open_source
 from modelcache.store import BlobState, room
 from modelcache.store import repair as repairs
@@ -47,6 +48,8 @@ class Pull(Fetching):
         manifest = source.resolve(self.ref)
         self.report.resolving_s = monotonic() - self._started_s
         self.report.model_id = manifest.model_id
+        if self._cancel is not None and self._cancel.is_set():
+            raise Cancelled("stopped before anything was fetched")
         warm = self._already_warm(manifest)
         if warm is not None:
             return warm
@@ -79,12 +82,18 @@ class Pull(Fetching):
         path = self.store.snapshot_path(manifest.model_id)
         if path is None:
             return None
-        for blob, file in manifest.blobs().items():
+        blobs = manifest.blobs()
+        for blob, file in blobs.items():
             if file.size_bytes and self.store.blob_state(blob) is not BlobState.INTACT:
                 return None
         self.store.remember_ref(self.ref, manifest.model_id, wall_clock_s())
         self.store.touch(manifest.model_id)
+        self._present_bytes = sum(file.size_bytes for file in blobs.values())
+        self.report.total_bytes = self.report.present_bytes = self._present_bytes
+        self.report.files = len(blobs)
         self.report.wall_s = monotonic() - self._started_s
+        self._phase = Phase.DONE
+        self._tick()
         return Snapshot(path, manifest.model_id, self.report.ref, report=self.report)
 
     def _missing(self, manifest: Manifest) -> list[File]:

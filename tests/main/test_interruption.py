@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -62,6 +63,18 @@ def test_a_pull_can_be_stopped_while_its_origin_does_not_answer(shell: Shell, or
     done = finish(pulling)
     assert done.code == 130
     assert done.complaint.startswith("stopped")
+
+
+def test_an_origin_that_does_not_even_list_is_left_at_once(shell: Shell, origin: FaultProxy):
+    origin.plan = lambda _: Fault(stall_at=0)
+    pulling = shell.start("pull", f"{origin.url}/", "--json")
+    wait_until(lambda: origin.requests)
+    asked_s = monotonic()
+    pulling.send_signal(signal.SIGINT)
+    done = finish(pulling)
+    assert (done.code, done.err) == (130, "")
+    assert done.json["error"]["message"] == "stopped before anything was fetched"
+    assert monotonic() - asked_s < 5.0  # timeouts are longer than that
 
 
 def test_a_second_signal_ends_the_process_at_once(shell: Shell, origin: FaultProxy):
