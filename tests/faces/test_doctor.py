@@ -13,6 +13,7 @@ from modelcache.domain.ranges import MIB
 from modelcache.domain.refs import parse_ref
 from modelcache.faces import doctor
 from modelcache.faces.doctor import Finding, Verdict, examine, report_text
+from modelcache.sources.http import asking
 from tests.main.conftest import origin  # noqa: F401 - a fixture
 from tests.servers.faults import FaultProxy
 from tests.servers.process import free_port
@@ -22,6 +23,7 @@ from tests.servers.process import free_port
 def _small_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "DISK_TEST_BYTES", 16 * MIB)
     monkeypatch.setattr(doctor, "NETWORK_TEST_BYTES", 16 * MIB)
+    monkeypatch.setattr(asking, "BACKOFF_S", 0.0)
 
 
 def findings(store: Path, ref: str | None = None) -> dict[str, Finding]:

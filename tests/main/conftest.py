@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from modelcache.sources.http import asking
 from tests.agent.support import random_bytes
 from tests.main.support import Shell
 from tests.servers.faults import FaultProxy
@@ -20,6 +21,12 @@ FILES = {
     "config.json": b"{}",
     "sub/vocab.txt": b"words\n" * 50,
 }
+
+
+@pytest.fixture(autouse=True)
+def _no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what runs in this process."""
+    monkeypatch.setattr(asking, "BACKOFF_S", 0.0)
 
 
 @pytest.fixture

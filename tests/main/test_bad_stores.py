@@ -58,7 +58,7 @@ def test_a_full_disk_is_said_and_nothing_is_shown(
     shell: Shell, tiny: Path, model: Path, reserve: str
 ):
     shell.store = tiny / "store"
-    done = shell.run("pull", f"file://{model}", MODELCACHE_STORE_RESERVE_BYTES=reserve)
+    done = shell.call("pull", f"file://{model}", MODELCACHE_STORE_RESERVE_BYTES=reserve)
     assert (done.code, done.out) == (1, "")
     assert done.complaint
     assert not list((shell.store / "snapshots").iterdir())
@@ -146,7 +146,7 @@ def test_verify_finds_a_changed_blob_and_fetches_the_bad_chunk_only(
     assert "a.safetensors: 1 bad chunk" in found.out
     assert "DAMAGED, not repaired" in found.out
     before = len(origin.requests)
-    repaired = shell.run("verify", "--json")
+    repaired = shell.call("verify", "--json")
     assert repaired.code == 0, repaired.err
     (result,) = repaired.json
     assert result["bad_chunks"] == {"a.safetensors": [2]}

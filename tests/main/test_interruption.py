@@ -36,7 +36,7 @@ def test_a_stopped_pull_says_what_is_kept_and_the_next_one_fetches_the_rest(
     assert done.complaint.endswith("are kept, the same command goes on from there")
     origin.plan = lambda _: None
     before = origin.body_bytes
-    again = shell.run("pull", f"{origin.url}/", "--json")
+    again = shell.call("pull", f"{origin.url}/", "--json")
     assert again.code == 0, again.err
     assert tree(Path(again.json["path"])) == FILES
     assert again.json["fetched_bytes"] <= WEIGHTS - CHUNK_BYTES

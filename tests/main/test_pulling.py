@@ -33,24 +33,24 @@ def test_a_second_pull_asks_for_no_bytes_and_a_third_for_nothing(shell: Shell, o
     url = f"{origin.url}/"
     assert shell.call("pull", url).code == 0
     weights = len(origin.gets(".safetensors"))
-    second = shell.run("pull", url)
+    second = shell.call("pull", url)
     assert "nothing to fetch, its origin was asked" in second.err
     assert len(origin.gets(".safetensors")) == weights
     asked = len(origin.requests)
-    third = shell.run("pull", url, "--max-age", "5m")
+    third = shell.call("pull", url, "--max-age", "5m")
     assert "its origin was not asked" in third.err
     assert len(origin.requests) == asked
-    assert shell.run("pull", url, "--max-age", "5m", "--refresh").code == 0
+    assert shell.call("pull", url, "--max-age", "5m", "--refresh").code == 0
     assert len(origin.requests) > asked
 
 
 def test_a_fresh_answer_needs_no_origin_that_is_up(shell: Shell, web):
     server, root = web
     write(root)
-    path = shell.run("pull", f"{server.url}/").out
+    path = shell.call("pull", f"{server.url}/").out
     server.stop()
-    assert shell.run("pull", f"{server.url}/", "--max-age", "5m").out == path
-    refused = shell.run("pull", f"{server.url}/")
+    assert shell.call("pull", f"{server.url}/", "--max-age", "5m").out == path
+    refused = shell.call("pull", f"{server.url}/")
     assert refused.code == 1
     assert "connection refused" in refused.complaint
 
@@ -118,6 +118,7 @@ def test_local_files_enter_in_three_ways(shell: Shell, model: Path, link: str):
     assert same == (link == "hardlink")
 
 
+@pytest.mark.slow
 def test_explain_names_retries_and_their_reasons(shell: Shell, origin: FaultProxy):
     origin.plan = failing_once(SLOW_DOWN, Fault(reset_at=1000))
     done = shell.run("pull", f"{origin.url}/", "--verbose")

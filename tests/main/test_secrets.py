@@ -46,6 +46,7 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(shell: Shell):
         assert "malformed" in everything or "~/.netrc" in everything
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [

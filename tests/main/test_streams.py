@@ -118,6 +118,7 @@ def test_a_warm_pull_loads_no_network(shell: Shell, model: Path):
     assert not loaded & {"botocore", "http.client", "modelcache.sources.file", "rich"}
 
 
+@pytest.mark.slow
 def test_the_shell_completes_commands_and_models(shell: Shell, model: Path):
     script = shell.run("--show-completion", SHELL="/bin/bash")
     assert script.code == 0
