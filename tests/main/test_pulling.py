@@ -120,7 +120,7 @@ def test_local_files_enter_in_three_ways(shell: Shell, model: Path, link: str):
 
 @pytest.mark.slow
 def test_explain_names_retries_and_their_reasons(shell: Shell, origin: FaultProxy):
-    origin.plan = failing_once(SLOW_DOWN, Fault(reset_at=1000))
+    origin.plan = failing_once(SLOW_DOWN, Fault(status=500))
     done = shell.run("pull", f"{origin.url}/", "--verbose")
     assert done.code == 0, done.err
     assert tree(Path(done.out.strip())) == FILES
