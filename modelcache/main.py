@@ -530,7 +530,7 @@ def _cancellation(last: Sequence[Progress]) -> Iterator[threading.Event]:
     def stop(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_DFL)
         cancel.set()
-        if last and last[-1].phase == "resolving":
+        if last and not last[-1].files_total:
             raise KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

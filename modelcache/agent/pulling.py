@@ -48,6 +48,8 @@ class Pull(Fetching):
         manifest = source.resolve(self.ref)
         self.report.resolving_s = monotonic() - self._started_s
         self.report.model_id = manifest.model_id
+        self.report.files = len(manifest.blobs())
+        self._tick()  # from here on a stop must leave things in order
         if self._cancel is not None and self._cancel.is_set():
             raise Cancelled("stopped before anything was fetched")
         warm = self._already_warm(manifest)
@@ -90,7 +92,6 @@ class Pull(Fetching):
         self.store.touch(manifest.model_id)
         self._present_bytes = sum(file.size_bytes for file in blobs.values())
         self.report.total_bytes = self.report.present_bytes = self._present_bytes
-        self.report.files = len(blobs)
         self.report.wall_s = monotonic() - self._started_s
         self._phase = Phase.DONE
         self._tick()
@@ -112,7 +113,6 @@ class Pull(Fetching):
                     damaged[blob] = bad
                 else:
                     self.store.renew_receipt(blob)
-        self.report.files = len(manifest.blobs())
         self.report.present_bytes = self._present_bytes
         if damaged:
             Repair(self.settings, self.store, manifest, damaged, self._progress).run()
