@@ -1,0 +1,1 @@
+"""Contenders that are libraries, and plain code that finds the machine's limits."""
