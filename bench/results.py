@@ -1,0 +1,303 @@
+"""Keeps what studies measured, and writes RESULTS.md and the plot from it.
+
+Numbers are medians over the rounds of one run. Prose that explains them is in `findings.md`, by
+hand, and is put at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from bench.contenders import DISK, LIMITS, MEMORY_4, MEMORY_8, MODELCACHE
+from bench.origins import Scenario, Transport
+
+HERE: Final = Path(__file__).parent
+NUMBERS: Final = HERE / "results"
+GB: Final = 1e9
+MIB: Final = 1 << 20
+
+TITLES: Final = {
+    (Scenario.FILE, Transport.HTTP): "One file over HTTP (nginx)",
+    (Scenario.FILE, Transport.S3): "One file over S3 (MinIO)",
+    (Scenario.FILE, Transport.HTTPS): "One file over TLS (nginx)",
+    (Scenario.FILE, Transport.S3_TLS): "One file over S3 with TLS (MinIO)",
+    (Scenario.MODEL, Transport.HTTP): "A model of 8 shards over HTTP (nginx)",
+    (Scenario.MODEL, Transport.S3): "A model of 8 shards over S3 (MinIO)",
+    (Scenario.SMALL, Transport.HTTP): "Files of 64 KiB over HTTP (nginx)",
+    (Scenario.SMALL, Transport.S3): "Files of 64 KiB over S3 (MinIO)",
+}
+
+
+class Group:
+    """All runs of one scenario over one transport."""
+
+    def __init__(self, runs: Sequence[Mapping[str, Any]]) -> None:
+        self.runs = runs
+        self.size_bytes = int(runs[0]["size_bytes"])
+        self.tools = sorted(
+            {str(run["tool"]) for run in runs if run["tool"] not in LIMITS},
+            key=lambda tool: self.wall_s(tool) or float("inf"),
+        )
+
+    def values(self, tool: str, value: Callable[[Mapping[str, Any]], float]) -> list[float]:
+        """A value of each good run of a tool."""
+        good = [run for run in self.runs if run["tool"] == tool and not run["cost"]["failure"]]
+        return [value(run) for run in good]
+
+    def wall_s(self, tool: str) -> float | None:
+        """Median wall time; None if every run failed."""
+        return _median(self.values(tool, lambda run: run["cost"]["wall_s"]))
+
+    def synced_s(self, tool: str) -> float | None:
+        """Median time until the bytes were on the disk."""
+        return _median(self.values(tool, lambda run: run["cost"]["synced_s"]))
+
+    def cpu_s_per_gb(self, tool: str) -> float | None:
+        """Median CPU seconds for 10^9 bytes."""
+        gigabytes = self.size_bytes / GB
+        return _median(self.values(tool, lambda run: run["cost"]["cpu_s"] / gigabytes))
+
+    def peak_bytes(self, tool: str) -> float | None:
+        """Median of the largest resident set."""
+        return _median(self.values(tool, lambda run: run["cost"]["peak_bytes"]))
+
+    def seconds(self, tool: str) -> float | None:
+        """Median of the work alone, where a tool tells."""
+        return _median(self.values(tool, lambda run: run["seconds"] or 0.0))
+
+    def failure(self, tool: str) -> str:
+        """Why the last failed run failed."""
+        found = [run["cost"]["failure"] for run in self.runs if run["tool"] == tool]
+        return next((text for text in reversed(found) if text), "")
+
+    def best_peer(self) -> tuple[str, float]:
+        """The fastest other tool that did the work."""
+        found = [(self.wall_s(tool), tool) for tool in self.tools if tool != MODELCACHE]
+        wall_s, tool = min((wall, tool) for wall, tool in found if wall is not None)
+        return tool, wall_s
+
+    def limit_s(self) -> float | None:
+        """What min(network to memory, O_DIRECT write) would need for these bytes."""
+        network = [found for tool in (MEMORY_4, MEMORY_8) if (found := self.seconds(tool))]
+        disk = self.seconds(DISK)
+        return max(min(network), disk) if network and disk else None
+
+
+def keep(study: str, numbers: Mapping[str, Any]) -> None:
+    """Store what a study measured; groups of `pull` that were not measured now stay."""
+    NUMBERS.mkdir(exist_ok=True)
+    path = NUMBERS / f"{study}.json"
+    runs = list(numbers["runs"])
+    if study == "pull" and path.exists():
+        fresh = {(run["scenario"], run["transport"]) for run in runs}
+        before = json.loads(path.read_text())["runs"]
+        runs += [run for run in before if (run["scenario"], run["transport"]) not in fresh]
+    path.write_text(json.dumps({**numbers, "runs": runs}, indent=1) + "\n")
+
+
+def write() -> None:
+    """Write RESULTS.md, and the plot where matplotlib is installed."""
+    parts = ["# Results\n\nWritten by `python -m bench`; medians of the rounds of one run.\n"]
+    pull = _load("pull")
+    if pull:
+        groups = groups_of(pull["runs"])
+        parts += [_machine(pull["machine"]), _targets(groups, _load("warm")), _tables(groups)]
+        _plot(groups)
+    for study, table in (("warm", _warm), ("io", _io), ("client", _client)):
+        numbers = _load(study)
+        if numbers:
+            parts.append(table(numbers["runs"]))
+    findings = HERE / "findings.md"
+    if findings.exists():
+        parts.append(findings.read_text())
+    (HERE / "RESULTS.md").write_text("\n".join(parts))
+
+
+def groups_of(runs: Iterable[Mapping[str, Any]]) -> dict[tuple[Scenario, Transport], Group]:
+    """Runs by scenario and transport, in the order of the titles."""
+    found: dict[tuple[Scenario, Transport], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        key = (Scenario(run["scenario"]), Transport(run["transport"]))
+        found.setdefault(key, []).append(run)
+    return {key: Group(found[key]) for key in TITLES if key in found}
+
+
+def _load(study: str) -> dict[str, Any] | None:
+    path = NUMBERS / f"{study}.json"
+    if not path.exists():
+        return None
+    numbers: dict[str, Any] = json.loads(path.read_text())
+    return numbers
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {text}" for name, text in machine["versions"].items())
+    return (
+        f"Measured on {machine['date']}: {machine['processors']} processors "
+        f"({machine['processor']}), {machine['memory_gib']} GiB, Linux {machine['kernel']}, "
+        f"{machine['filesystem']}, Python {machine['python']}. Client and server share the "
+        f"machine. Versions: {versions}.\n"
+    )
+
+
+def _targets(
+    groups: Mapping[tuple[Scenario, Transport], Group], warm: Mapping[str, Any] | None
+) -> str:
+    """What we promised ourselves, and what came of it."""
+    rows: list[tuple[str, str, str, bool]] = []
+    for transport in (Transport.HTTP, Transport.S3):
+        if (Scenario.FILE, transport) in groups:
+            rows += _speed_rows(groups[Scenario.FILE, transport], transport)
+    for transport in (Transport.HTTPS, Transport.S3_TLS):
+        if (Scenario.FILE, transport) in groups:
+            ratio, peer = _ratio(groups[Scenario.FILE, transport])
+            said = f"{ratio:.2f}x {peer}"
+            rows.append((f"one file, {transport}, against the best", "1.5x", said, ratio >= 1.5))
+    peak = max((g.peak_bytes(MODELCACHE) or 0) for g in groups.values()) / MIB
+    rows.append(("peak memory, any scenario", "600 MiB", f"{peak:.0f} MiB", peak <= 600))
+    if (Scenario.SMALL, Transport.S3) in groups:
+        small = groups[Scenario.SMALL, Transport.S3]
+        ratio = (small.wall_s("s5cmd") or 0) / (small.wall_s(MODELCACHE) or 1)
+        rows.append(("files of 64 KiB against s5cmd", "1x", f"{ratio:.2f}x", ratio > 1))
+    if warm:
+        for way, most_s in (("within --max-age", 0.3), ("asking the origin", 1.0)):
+            wall_s = _median([run["wall_s"] for run in warm["runs"] if run["way"] == way]) or 9.0
+            said = f"{wall_s * 1000:.0f} ms"
+            rows.append((f"second pull, {way}", f"{most_s * 1000:.0f} ms", said, wall_s < most_s))
+    body = [[what, want, said, "yes" if met else "**no**"] for what, want, said, met in rows]
+    return "## Targets\n\n" + _table(["what", "target", "measured", "met"], body)
+
+
+def _speed_rows(group: Group, transport: Transport) -> list[tuple[str, str, str, bool]]:
+    name = f"one file, {transport}"
+    ratio, peer = _ratio(group)
+    rows = [(f"{name}, against the best", "2x", f"{ratio:.2f}x {peer}", ratio >= 2)]
+    mine = group.wall_s(MODELCACHE) or float("inf")
+    boto3 = group.wall_s("boto3")
+    if boto3:
+        rows.append((f"{name}, against boto3", "4x", f"{boto3 / mine:.2f}x", boto3 / mine >= 4))
+    limit = group.limit_s()
+    if limit:
+        share = limit / mine
+        rows.append((f"{name}, share of the limit", "0.9", f"{share:.2f}", share >= 0.9))
+    cpu = group.cpu_s_per_gb(MODELCACHE)
+    if transport is Transport.HTTP and cpu is not None:
+        rows.append((f"{name}, cpu-s/GB", "0.8", f"{cpu:.2f}", cpu <= 0.8))
+    return rows
+
+
+def _ratio(group: Group) -> tuple[float, str]:
+    peer, wall_s = group.best_peer()
+    return wall_s / (group.wall_s(MODELCACHE) or float("inf")), peer
+
+
+def _tables(groups: Mapping[tuple[Scenario, Transport], Group]) -> str:
+    parts = ["## Side by side\n\n`python -m bench pull`\n\n![GB/s by tool](pull.png)\n"]
+    for key, group in groups.items():
+        rounds = len(group.values(MODELCACHE, lambda run: run["cost"]["wall_s"]))
+        parts.append(
+            f"### {TITLES[key]}: {group.size_bytes / GB:.2f} GB, {rounds} rounds\n\n"
+            + _table(
+                ["tool", "wall s", "GB/s", "on disk s", "cpu-s/GB", "peak MiB", "modelcache is"],
+                [_row(group, tool) for tool in group.tools],
+            )
+            + _limits(group)
+        )
+    return "\n".join(parts)
+
+
+def _row(group: Group, tool: str) -> list[str]:
+    wall_s = group.wall_s(tool)
+    if wall_s is None:
+        return [tool, f"failed: {group.failure(tool)}", "", "", "", "", ""]
+    mine = group.wall_s(MODELCACHE)
+    return [
+        f"**{tool}**" if tool == MODELCACHE else tool,
+        f"{wall_s:.2f}",
+        f"{group.size_bytes / GB / wall_s:.2f}",
+        f"{group.synced_s(tool):.2f}",
+        f"{group.cpu_s_per_gb(tool):.2f}",
+        f"{(group.peak_bytes(tool) or 0) / MIB:.0f}",
+        f"{wall_s / mine:.2f}x" if mine and tool != MODELCACHE else "",
+    ]
+
+
+def _limits(group: Group) -> str:
+    lines = []
+    for tool in LIMITS:
+        seconds = group.seconds(tool)
+        if seconds:
+            lines.append(
+                f"- {tool.removeprefix('limit: ')}: {group.size_bytes / GB / seconds:.2f} GB/s"
+            )
+    limit = group.limit_s()
+    mine, alone = group.wall_s(MODELCACHE), group.seconds(MODELCACHE)
+    if limit and mine and alone:
+        lines.append(
+            f"- modelcache's share of the lower of them: {limit / mine:.2f} as a whole process, "
+            f"{limit / alone:.2f} without the interpreter's start and end"
+        )
+    return "\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def _warm(runs: Sequence[Mapping[str, Any]]) -> str:
+    ways = list(dict.fromkeys(run["way"] for run in runs))
+    rows = []
+    for way in ways:
+        walls = [run["wall_s"] for run in runs if run["way"] == way]
+        rows.append([way, f"{median(walls) * 1000:.0f}", f"{max(walls) * 1000:.0f}"])
+    return (
+        "## The second pull of a warm model\n\n`python -m bench warm`; whole processes.\n\n"
+        + _table(["how", "median ms", "slowest ms"], rows)
+    )
+
+
+def _io(runs: Sequence[Mapping[str, Any]]) -> str:
+    keys = list(dict.fromkeys((run["memory"], run["mode"]) for run in runs))
+    rows = []
+    for memory, mode in keys:
+        chosen = [run for run in runs if (run["memory"], run["mode"]) == (memory, mode)]
+        gigabytes = chosen[0]["bytes"] / GB
+        pull_s = median(run["pull_s"] for run in chosen)
+        read_s = median(run["read_s"] for run in chosen)
+        cpu = median(run["cpu_s"] for run in chosen) / gigabytes
+        sync_s = median(run["sync_s"] for run in chosen)
+        values = [pull_s, read_s, pull_s + read_s, sync_s, cpu]
+        rows.append([memory, mode, *(f"{value:.2f}" for value in values)])
+    header = ["memory", "--io", "pull s", "first read s", "both s", "sync after s", "cpu-s/GB"]
+    return "## Direct or buffered\n\n`python -m bench io`\n\n" + _table(header, rows)
+
+
+def _client(runs: Sequence[Mapping[str, Any]]) -> str:
+    keys = list(dict.fromkeys((run["way"], run["kind"]) for run in runs))
+    rows = []
+    for way, kind in keys:
+        chosen = [run for run in runs if (run["way"], run["kind"]) == (way, kind)]
+        rate = median(run["bytes"] / GB / run["seconds"] for run in chosen)
+        cpu = median(run["cpu_s"] / (run["bytes"] / GB) for run in chosen)
+        rows.append([way, kind, f"{rate:.2f}", f"{cpu:.2f}"])
+    return "## HTTP clients, into memory\n\n`python -m bench client`\n\n" + _table(
+        ["what", "client", "GB/s", "cpu-s/GB"], rows
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return median(values) if values else None
+
+
+def _plot(groups: Mapping[tuple[Scenario, Transport], Group]) -> None:
+    try:
+        from bench.plot import draw  # noqa: PLC0415 - matplotlib is only in the bench packages
+    except ImportError:
+        return
+    draw(groups, HERE / "pull.png")
