@@ -288,9 +288,10 @@ class Transfer:
             self._changed.notify_all()
 
     def _leave_busy(self, job: BlobJob) -> None:
-        self.busy.append(job)
-        del self._jobs[job.file.blob]
-        self._published(job)
+        """Several workers may have met its holder at once."""
+        if self._jobs.pop(job.file.blob, None) is not None:
+            self.busy.append(job)
+            self._published(job)
 
     def _fail(self, error: BaseException) -> None:
         if self._error is None:
