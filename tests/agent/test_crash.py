@@ -70,6 +70,8 @@ def finished(store: Path) -> dict[tuple[str, int], bytes]:
     found: dict[tuple[str, int], bytes] = {}
     for path in (store / "partial").glob("*/journal"):
         name = path.parent.name
+        if not (path.parent / "data").exists():
+            continue  # renamed into blobs/ just before the kill
         data = (path.parent / "data").read_bytes()
         for size in {len(content) for content in LARGE.values()}:
             journal = Journal.open(path, BlobId(name), size)
