@@ -7,7 +7,9 @@ where they are used: `--help` and a warm `pull` must answer before anyone notice
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc as collector
 import os
 import signal
 import sys
@@ -166,7 +168,7 @@ def ls(
     store: Store = None, config: Config = None, *, as_json: Json = False, quiet: Quiet = False
 ) -> None:
     """List the models of this node."""
-    from modelcache.agent.fetching import wall_clock_s  # noqa: PLC0415
+    from modelcache.agent.clock import wall_clock_s  # noqa: PLC0415
     from modelcache.faces import present  # noqa: PLC0415
 
     with _engine(store, config, write=False) as engine:
@@ -423,6 +425,10 @@ def version(*, as_json: Json = False) -> None:
 def main() -> NoReturn:
     """Entry point: run a command, turn what it raises into one line and an exit code."""
     arguments = spread_lists(sys.argv[1:])
+    # A manifest of 10,000 files makes many objects and no cycles: looking for some, now and then
+    # and once more at the end, cost a tenth of such a pull.
+    collector.set_threshold(100_000)
+    atexit.register(collector.freeze)
     try:
         app(args=arguments, prog_name="modelcache")
     except ModelcacheError as error:

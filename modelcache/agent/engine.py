@@ -2,6 +2,8 @@
 
 It owns what is asked of a node's store and answers it; how bytes come is `pulling`'s. It must not
 know who asks: a command line, an API, or a kubelet.
+
+What fetches is imported when something is fetched: a warm pull is over before that would be.
 """
 
 from __future__ import annotations
@@ -13,9 +15,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Final, Self
 
-from modelcache.agent.fetching import ProgressCallback, wall_clock_s
-from modelcache.agent.pulling import Pull, Snapshot
-from modelcache.agent.repairing import Repair
+from modelcache.agent.clock import wall_clock_s
+from modelcache.agent.snapshot import Snapshot
 from modelcache.config import Settings
 from modelcache.domain.manifests import BlobId, File, Manifest, ModelId
 from modelcache.domain.ranges import ChunkGrid
@@ -24,7 +25,7 @@ from modelcache.errors import CorruptData, NotInStore, StoreReadOnly
 from modelcache.store import BlobState, LeaseInfo, Store, room
 from modelcache.store import repair as repairs
 from modelcache.store.room import GarbageReport, Usage
-from modelcache.transfer.report import Report
+from modelcache.transfer.report import ProgressCallback, Report
 
 PARTIAL_KEEP_S: Final = 7 * 86400.0  # an interrupted pull can be resumed for a week
 
@@ -110,6 +111,8 @@ class Engine:
             warm = self._warm(ref, self.settings.max_age_s if max_age_s is None else max_age_s)
             if warm is not None:
                 return warm
+        from modelcache.agent.pulling import Pull  # noqa: PLC0415 - see the module
+
         return Pull(self.settings, self.store, ref, progress, cancel).run()
 
     def _warm(self, ref: Ref, max_age_s: float) -> Snapshot | None:
@@ -252,6 +255,8 @@ class Engine:
                 damaged[blob] = bad
                 result.bad[file.path] = bad
         if damaged and repair:
+            from modelcache.agent.repairing import Repair  # noqa: PLC0415 - see the module
+
             Repair(self.settings, self.store, manifest, damaged, progress).run()
             result.repaired = True
         result.seconds = monotonic() - started_s

@@ -6,14 +6,14 @@ What a pull and a repair share: jobs, writers, progress, and waiting for other p
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Final
 
+from modelcache.agent.clock import wall_clock_s
 from modelcache.config import BLOCK_BYTES, Settings
 from modelcache.domain.manifests import File
 from modelcache.domain.ranges import ChunkGrid
@@ -26,18 +26,11 @@ from modelcache.transfer.checks import best_checksum
 from modelcache.transfer.engine import Transfer
 from modelcache.transfer.jobs import BlobJob
 from modelcache.transfer.policy import available_memory_bytes, write_mode
-from modelcache.transfer.report import FileProgress, Phase, Progress, Report
+from modelcache.transfer.report import FileProgress, Phase, Progress, ProgressCallback, Report
 
 ACTIVE_MAX: Final = 64  # files shown as under way
 RATE_WINDOW_S: Final = 3.0  # over which the present rate is taken
 BUSY_POLL_S: Final = 0.1  # how often a blob that another process fetches is looked at
-
-ProgressCallback = Callable[[Progress], None]
-
-
-def wall_clock_s() -> float:
-    """Seconds since the epoch, for what is compared across processes and reboots."""
-    return time.time()  # noqa: TID251 - the one place; everything else takes now_s
 
 
 class Fetching:
@@ -104,8 +97,9 @@ class Fetching:
         source_id = SourceId(self.ref.redacted().partition("?")[0])
         job = BlobJob(file, grid, source, source_id, small=small)
         job.resumes = resume and not small and self.store.has_partial(file.blob)
-        checksum = best_checksum(file, verify_md5=self.settings.transfer.verify_md5)
-        job.in_order = checksum is not None and not checksum.algorithm.combines
+        if not small:
+            checksum = best_checksum(file, verify_md5=self.settings.transfer.verify_md5)
+            job.in_order = checksum is not None and not checksum.algorithm.combines
         return job
 
     def _writer(self, job: BlobJob) -> BlobWriter:

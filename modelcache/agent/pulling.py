@@ -4,37 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from time import monotonic
 
 import xxhash
 
-from modelcache.agent.fetching import Fetching, wall_clock_s
+from modelcache.agent.clock import wall_clock_s
+from modelcache.agent.fetching import Fetching
 from modelcache.agent.repairing import Repair
+from modelcache.agent.snapshot import Snapshot
 from modelcache.config import BLOCK_BYTES
 from modelcache.domain.manifests import BlobId, File, Manifest, ModelId
 from modelcache.errors import Cancelled
 from modelcache.sources.opening import open_source
 from modelcache.store import BlobState, room
 from modelcache.store import repair as repairs
-from modelcache.transfer.report import Phase, Report
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A warm model: where it is and what it is.
-
-    fetched_bytes: taken from sources by this call; 0 when it was warm. from_cache: the origin was
-    not even asked.
-    """
-
-    path: Path
-    model_id: ModelId
-    ref: str
-    fetched_bytes: int = 0
-    from_cache: bool = False
-    report: Report | None = None
+from modelcache.transfer.report import Phase
 
 
 class Pull(Fetching):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from modelcache.agent.fetching import Fetching, ProgressCallback
+from modelcache.agent.fetching import Fetching
 from modelcache.config import BLOCK_BYTES, Settings
 from modelcache.domain.manifests import BlobId, File, Manifest, ModelId
 from modelcache.domain.refs import parse_ref
@@ -13,6 +13,7 @@ from modelcache.sources.opening import open_source
 from modelcache.store import Store, snapshots
 from modelcache.store import repair as repairs
 from modelcache.transfer.policy import write_mode
+from modelcache.transfer.report import ProgressCallback
 
 
 class Repair(Fetching):

@@ -20,7 +20,7 @@ from time import perf_counter
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from modelcache.agent.fetching import wall_clock_s
+from modelcache.agent.clock import wall_clock_s
 from modelcache.config import BLOCK_BYTES, Settings
 from modelcache.domain.ranges import MIB
 from modelcache.domain.refs import Ref, Scheme

@@ -32,15 +32,24 @@ class Concurrency:
         self._windows = 0
         self._work: tuple[float, int] | None = None  # (window start, work done in it)
 
-    def done(self, size_bytes: int, chunk_bytes: int, now_s: float, *, saturated: bool) -> None:
+    def done(
+        self,
+        size_bytes: int,
+        chunk_bytes: int,
+        now_s: float,
+        *,
+        saturated: bool,
+        requests: int = 1,
+    ) -> None:
         """Count finished work. saturated: the limit, not a lack of work, held attempts back."""
         if self._work is None or not saturated:
             self._work = (now_s, 0)
             return
         start_s, work = self._work
-        work += size_bytes + self._limits.request_cost_bytes
+        work += size_bytes + requests * self._limits.request_cost_bytes
         self._work = (start_s, work)
-        enough = max(self._limits.window_min_bytes, 2 * self.limit * min(size_bytes, chunk_bytes))
+        one = min(size_bytes // requests, chunk_bytes)
+        enough = max(self._limits.window_min_bytes, 2 * self.limit * one)
         if now_s - start_s >= self._limits.window_min_s and work >= enough:
             self._work = (now_s, 0)
             self._judge(work / (now_s - start_s))

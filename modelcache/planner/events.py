@@ -91,6 +91,14 @@ class ChunkStored:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchStored:
+    """`attempt` delivered these small blobs, checked and safe: nothing is left to do for them."""
+
+    attempt: AttemptId
+    blobs: tuple[BlobId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ChunksLost:
     """Chunks that counted as stored are bad after all. Empty means: all of the blob's."""
 
@@ -175,6 +183,13 @@ class Wake:
 
 
 Event = (
-    BlobsAdded | BlobDropped | ChunkStored | ChunksLost | AttemptEnded | AttemptFailed | TimerDue
+    BlobsAdded
+    | BlobDropped
+    | ChunkStored
+    | BatchStored
+    | ChunksLost
+    | AttemptEnded
+    | AttemptFailed
+    | TimerDue
 )
 Action = Fetch | Cancel | Forget | Finish | GiveUp | Wake

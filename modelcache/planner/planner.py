@@ -29,6 +29,7 @@ from modelcache.planner.events import (
     AttemptEnded,
     AttemptFailed,
     AttemptId,
+    BatchStored,
     BlobAdded,
     BlobDropped,
     BlobsAdded,
@@ -87,6 +88,8 @@ class Planner:
                 self._on_dropped(blob, actions)
             case ChunkStored():
                 self._on_stored(event, now_s, actions)
+            case BatchStored():
+                self._on_batch(event, now_s, actions)
             case ChunksLost():
                 self._on_lost(event, actions)
             case AttemptEnded():
@@ -126,19 +129,39 @@ class Planner:
     def _on_stored(self, event: ChunkStored, now_s: float, actions: list[Action]) -> None:
         attempt = self._attempts.get(event.attempt)
         state = self._blobs.get(event.blob)
+        if state is None:
+            return
         if attempt is not None:
-            self._credit(attempt, event, now_s)
-        if state is None or state.stored[event.chunk]:
+            size = state.grid.span(event.chunk).size_bytes
+            self._credit(attempt, size, state.grid.chunk_bytes, now_s)
+        if state.stored[event.chunk]:
             return
         state.store(event.chunk)
-        for other in state.flying.pop(event.chunk, []):
-            twin = self._attempts[other]
-            if (event.blob, event.chunk) in twin.remaining:
-                twin.remaining.remove((event.blob, event.chunk))
-            if not twin.remaining and twin is not attempt:
-                self._cancel(twin, actions)
+        self._land(state, event.chunk, attempt, actions)
         if state.complete:
             self._finish(state, actions)
+
+    def _on_batch(self, event: BatchStored, now_s: float, actions: list[Action]) -> None:
+        """As if each had been stored and dropped; one sample of how long a batch takes."""
+        attempt = self._attempts.get(event.attempt)
+        states = [state for blob in event.blobs if (state := self._blobs.pop(blob, None))]
+        for state in states:
+            self._land(state, 0, attempt, actions)
+        if attempt is not None and states:
+            size = sum(state.grid.size_bytes for state in states)
+            self._credit(attempt, size, size, now_s, requests=len(states))
+
+    def _land(
+        self, state: BlobState, chunk: int, attempt: Attempt | None, actions: list[Action]
+    ) -> None:
+        """Nobody owes this chunk any more; a twin that owes nothing else is stopped."""
+        owed = (state.blob, chunk)
+        for other in state.flying.pop(chunk, []):
+            twin = self._attempts[other]
+            if owed in twin.remaining:
+                twin.remaining.remove(owed)
+            if not twin.remaining and twin is not attempt:
+                self._cancel(twin, actions)
 
     def _on_lost(self, event: ChunksLost, actions: list[Action]) -> None:
         state = self._blobs.get(event.blob)
@@ -197,16 +220,14 @@ class Planner:
             if excess > 0:  # not one bad connection: the source itself
                 source.blocked_until_s = now_s + self._backoff_s(excess, event.attempt)
 
-    def _credit(self, attempt: Attempt, event: ChunkStored, now_s: float) -> None:
-        state = self._blobs.get(event.blob)
-        if state is None:
-            attempt.remaining = deque(left for left in attempt.remaining if left[0] != event.blob)
-            return
-        size = state.grid.span(event.chunk).size_bytes
+    def _credit(
+        self, attempt: Attempt, size: int, chunk_bytes: int, now_s: float, *, requests: int = 1
+    ) -> None:
+        """Learn from `size` bytes that came by `requests` of an attempt."""
         source = self._sources[attempt.source]
         source.succeeded(size, now_s - attempt.since_s, small=attempt.small)
         saturated = bool(self._large or self._small)
-        source.concurrency.done(size, state.grid.chunk_bytes, now_s, saturated=saturated)
+        source.concurrency.done(size, chunk_bytes, now_s, saturated=saturated, requests=requests)
         attempt.since_s = now_s
         attempt.hedged = False
 
@@ -354,10 +375,11 @@ class Planner:
         if not self._small or (share and self._large and self._small_in_flight >= room):
             return None
         most = self._fair_batch()
+        left = self._limits.batch_bytes_max
         chosen: list[tuple[BlobId, int]] = []
         source: SourceId | None = None
         passed: list[BlobId] = []
-        while self._small and len(chosen) < most:
+        while self._small and len(chosen) < most and left > 0:
             blob = self._small.popleft()
             state = self._blobs.get(blob)
             if state is None or not len(state.pending):
@@ -370,6 +392,7 @@ class Planner:
                 continue
             source = candidate
             state.pending.take(1)
+            left -= state.grid.size_bytes
             chosen.append((blob, 0))
         self._small.extendleft(reversed(passed))
         if source is None:

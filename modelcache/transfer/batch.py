@@ -79,6 +79,7 @@ class BatchReader:
         verified = _verify(job, head, view)
         hashed_s = perf_counter()
         self._small.add(job.file.blob, view, xxh3=digest, verified=verified)
+        job.verified = verified
         self._times.hashing_s += hashed_s - started_s
         self._times.writing_s += perf_counter() - hashed_s
 

@@ -34,6 +34,7 @@ from modelcache.planner import (
     AttemptEnded,
     AttemptFailed,
     AttemptId,
+    BatchStored,
     BlobAdded,
     BlobDropped,
     BlobsAdded,
@@ -103,6 +104,8 @@ class Transfer:
             lanes=limits.batch_weight,
         )
         self._jobs: dict[BlobId, BlobJob] = {}
+        self._large: list[BlobJob] = []
+        self._small_bytes = 0  # of the small blobs stored so far
         self._unfinished: set[BlobId] = set()
         self._changed = threading.Condition()
         self._tasks: deque[Fetch | Finish] = deque()
@@ -129,13 +132,13 @@ class Transfer:
     def active(self) -> list[BlobJob]:
         """Large blobs under way."""
         with self._changed:
-            return [job for job in self._jobs.values() if job.writer is not None]
+            return [job for job in self._large if job.writer is not None]
 
     def stored_bytes(self) -> int:
         """Bytes in the store or on their way into it."""
-        return sum(job.stored_bytes for job in list(self._jobs.values())) + sum(
-            worker.received_bytes for worker in list(self._workers)
-        )
+        large = sum(job.stored_bytes for job in list(self._large))
+        arriving = sum(worker.received_bytes for worker in list(self._workers))
+        return self._small_bytes + large + arriving
 
     def run(
         self,
@@ -166,6 +169,7 @@ class Transfer:
             for job in jobs:
                 self._jobs[job.file.blob] = job
                 self._unfinished.add(job.file.blob)
+            self._large = [job for job in jobs if not job.small]
             added = []
             for job in jobs:
                 try:
@@ -234,11 +238,8 @@ class Transfer:
                 if action.hedge:
                     self._note(f"hedged {self._describe(action)}")
                 self._enqueue(action)
-            case Finish(blob):
-                if self._jobs[blob].small:
-                    self._published(self._jobs[blob])
-                else:
-                    self._enqueue(action)
+            case Finish():
+                self._enqueue(action)
             case Cancel(attempt):
                 worker = self._running.get(attempt)
                 if worker is not None:
@@ -261,7 +262,6 @@ class Transfer:
             self._tasks.appendleft(task)  # publishing frees memory and descriptors: first
         else:
             self._tasks.append(task)
-        self._report.connections_peak = max(self._report.connections_peak, len(self._running) + 1)
         if self._idle:
             self._changed.notify()
         elif not self._stopped:
@@ -281,17 +281,25 @@ class Transfer:
                 self._feed(AttemptFailed(attempt, Failure(Remedy.CANCELLED, Cancelled.code)))
                 return
 
-    def _published(self, job: BlobJob) -> None:
+    def _let_go(self, job: BlobJob) -> None:
+        """Nothing is left to do for this blob."""
         self._unfinished.discard(job.file.blob)
         self._feed(BlobDropped(job.file.blob))
         if not self._unfinished:
             self._changed.notify_all()
 
+    def _vouch(self, job: BlobJob, checksum: str | None) -> None:
+        """Note for the report how a stored blob was checked."""
+        verified = self._report.verified
+        vouched = checksum or "none"
+        verified[vouched] = verified.get(vouched, 0) + job.file.size_bytes
+
     def _leave_busy(self, job: BlobJob) -> None:
         """Several workers may have met its holder at once."""
         if self._jobs.pop(job.file.blob, None) is not None:
             self.busy.append(job)
-            self._published(job)
+            self._large.remove(job)
+            self._let_go(job)
 
     def _fail(self, error: BaseException) -> None:
         if self._error is None:
@@ -336,6 +344,8 @@ class Transfer:
                     task = self._tasks.popleft()
                     if isinstance(task, Fetch):
                         self._running[task.attempt] = worker
+                        busy = len(self._running)
+                        self._report.connections_peak = max(self._report.connections_peak, busy)
                     worker.times.waiting_s += perf_counter() - started_s
                     return task
                 self._idle += 1
@@ -389,8 +399,13 @@ class Transfer:
     def _small_stored(self, attempt: AttemptId, jobs: list[BlobJob]) -> None:
         with self._changed:
             for job in jobs:
-                job.stored_bytes = job.file.size_bytes
-                self._feed(ChunkStored(attempt, job.file.blob, 0))
+                if job.file.blob in self._unfinished:  # else a hedge and its twin both brought it
+                    self._unfinished.discard(job.file.blob)
+                    self._small_bytes += job.file.size_bytes
+                    self._vouch(job, job.verified)
+            self._feed(BatchStored(attempt, tuple(job.file.blob for job in jobs)))
+            if not self._unfinished:
+                self._changed.notify_all()
 
     def _open_writer(self, job: BlobJob) -> BlobWriter:
         with job.opening:
@@ -414,10 +429,8 @@ class Transfer:
             writer.publish(verified=check.name)
             job.writer = None
             with self._changed:
-                vouched = check.name or "none"
-                verified = self._report.verified
-                verified[vouched] = verified.get(vouched, 0) + job.file.size_bytes
-                self._published(job)
+                self._vouch(job, check.name)
+                self._let_go(job)
         else:
             job.lose(bad)
             with self._changed:

@@ -40,6 +40,7 @@ class BlobJob:
         self.writer: BlobWriter | None = None
         self.check: BlobCheck | None = None
         self.stored_bytes = 0
+        self.verified: str | None = None  # of a small blob: the checksum that vouched
         self.error: ModelcacheError | None = None
         self.opening = threading.Lock()
         self._target: tuple[float, Target] | None = None

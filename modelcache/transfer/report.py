@@ -7,7 +7,7 @@ all workers, so with eight connections they add up to eight times the wall time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
@@ -54,6 +54,9 @@ class Progress:
     retries: int = 0
     hedges: int = 0
     active: tuple[FileProgress, ...] = ()
+
+
+ProgressCallback = Callable[[Progress], None]
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from modelcache.planner import (
     AttemptEnded,
     AttemptFailed,
     AttemptId,
+    BatchStored,
     BlobAdded,
     BlobDropped,
     BlobsAdded,
@@ -64,6 +65,7 @@ class World:
     def __post_init__(self) -> None:
         self.random = random.Random(self.trouble.seed)
         self.planner = Planner(self.limits)
+        self.batches = bool(self.random.getrandbits(1))  # small blobs are told of in one go
         self.now_s = 0.0
         self.wake_s = float("inf")
         self.queue: list[tuple[float, int, Event]] = []
@@ -108,10 +110,18 @@ class World:
             if event.attempt not in self.open:
                 return True
             del self.open[event.attempt]
-        if isinstance(event, ChunkStored):
-            self.stored[event.blob].add(event.chunk)
+        self.keep(event)
         self.feed(event)
         return True
+
+    def keep(self, event: Event) -> None:
+        """What a worker did before it told."""
+        if isinstance(event, ChunkStored):
+            self.stored[event.blob].add(event.chunk)
+        elif isinstance(event, BatchStored):
+            for blob in event.blobs:
+                self.stored[blob].add(0)
+            self.finished += [blob for blob in event.blobs if blob not in self.finished]
 
     def feed(self, event: Event) -> None:
         """Tell the planner, do what it says."""
@@ -189,10 +199,16 @@ class World:
         stalls = not fails and trouble.stalls > 0 and not fetch.hedge
         if fails or stalls:
             good = self.random.randrange(len(chunks))
+        batch: list[BlobId] = []
         for blob, chunk in chunks[:good]:
             size = self.blobs[blob].grid.span(chunk).size_bytes
             at_s += self.chunk_s * size / self.blobs[blob].grid.chunk_bytes
-            self.later(at_s, ChunkStored(fetch.attempt, blob, chunk))
+            if self.batches and self.small(blob):
+                batch.append(blob)
+            else:
+                self.later(at_s, ChunkStored(fetch.attempt, blob, chunk))
+        if batch:
+            self.later(at_s, BatchStored(fetch.attempt, tuple(batch)))
         if fails:
             trouble.failures -= 1
             remedy = self.random.choice(trouble.kinds)
@@ -204,6 +220,11 @@ class World:
             self.later(at_s + 300.0, AttemptFailed(fetch.attempt, failure))
         else:
             self.later(at_s, AttemptEnded(fetch.attempt, self.first_byte_s))
+
+    def small(self, blob: BlobId) -> bool:
+        """Whether the planner fetches it in batches."""
+        grid = self.blobs[blob].grid
+        return grid.count == 1 and grid.size_bytes <= self.limits.batch_blob_bytes
 
     def later(self, seconds: float, event: Event) -> None:
         """Something will happen."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from modelcache.agent.fetching import wall_clock_s
+from modelcache.agent.clock import wall_clock_s
 from modelcache.config import StoreSettings
 from modelcache.domain.manifests import BlobId, File, Manifest, Pin, blob_id
 from modelcache.domain.ranges import ChunkGrid
