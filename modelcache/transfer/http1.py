@@ -11,6 +11,7 @@ It knows nothing of chunks, pins or retries.
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections.abc import Mapping
@@ -24,7 +25,9 @@ from modelcache.sources.source import HttpTarget, ProxyAddress
 
 HEAD_BYTES_MAX: Final = 64 << 10  # generous: nginx and S3 send under 2 KiB
 ERROR_BODY_BYTES_MAX: Final = 64 << 10
+_BUFFER_BYTES: Final = 96 << 10  # a small blob often comes whole with its head, in one receive
 _CHUNK_LINE_MAX: Final = 1024
+_FIELD: Final = re.compile(r"\r\n([^\s:]+):[ \t]*([^\r\n]*)")  # one call for a whole head
 
 Endpoint = tuple[str, int, bool, str | None, ProxyAddress | None]
 
@@ -59,7 +62,7 @@ class HttpConnection:
         self._where = f"{target.host}:{target.port}"
         self._absolute = target.proxy is not None and not target.tls
         self._proxy = target.proxy
-        self._head = bytearray(HEAD_BYTES_MAX)
+        self._head = bytearray(_BUFFER_BYTES)
         self._rest = memoryview(b"")  # body bytes that came with the head
         self._left: int | None = 0  # body bytes to come; None: until the connection closes
         self._chunked = False
@@ -202,22 +205,23 @@ class HttpConnection:
         self._flags = socket.MSG_WAITALL
 
     def _read_head(self) -> ResponseHead:
+        view = memoryview(self._head)
+        begin = searched = size = 0
         while True:
-            size = 0
-            view = memoryview(self._head)
-            end = -1
-            while end < 0:
-                if size == len(self._head):
+            end = self._head.find(b"\r\n\r\n", searched, size)
+            if end < 0:
+                if size >= HEAD_BYTES_MAX:
                     raise SourceUnavailable(f"{self._where} sent a response head over 64 KiB")
+                searched = max(begin, size - 3)
                 received = self._socket.recv_into(view[size:])
                 if not received:
                     raise ConnectionResetError(0, "connection closed before an answer")
-                start = max(0, size - 3)
                 size += received
-                end = self._head.find(b"\r\n\r\n", start, size)
-            head = _parse_head(bytes(view[:end]), self._where)
-            self._rest = view[end + 4 : size]
-            if head.status >= 200:  # noqa: PLR2004 - 1xx are only news
+                continue
+            head = _parse_head(bytes(view[begin:end]), self._where)
+            begin = searched = end + 4
+            if head.status >= 200:  # noqa: PLR2004 - 1xx are only news, the answer follows
+                self._rest = view[begin:size]
                 return head
 
     def _frame(self, head: ResponseHead) -> None:
@@ -321,18 +325,18 @@ def _tls_context(ca_file: str | None) -> ssl.SSLContext:
 
 
 def _parse_head(data: bytes, where: str) -> ResponseHead:
-    status_line, *lines = data.decode("latin-1").split("\r\n")
+    text = data.decode("latin-1")
+    status_line = text.partition("\r\n")[0]
     version, _, rest = status_line.partition(" ")
     code = rest[:3]
     if not version.startswith("HTTP/1.") or not code.isdigit():
         raise SourceUnavailable(f"{where} does not speak HTTP/1.1")
+    pairs = _FIELD.findall(text, len(status_line))
+    if len(pairs) != text.count("\r\n"):
+        raise SourceUnavailable(f"{where} sent a malformed header")
     headers: dict[str, str] = {}
-    for line in lines:
-        name, separator, value = line.partition(":")
-        if not separator or name != name.strip() or not name:
-            raise SourceUnavailable(f"{where} sent a malformed header")
-        name = name.lower()
-        value = value.strip(" \t")
+    for written, padded in pairs:
+        name, value = written.lower(), padded.rstrip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     if version == "HTTP/1.0":
         headers.setdefault("connection", "close")
