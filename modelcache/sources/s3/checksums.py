@@ -26,6 +26,7 @@ WIDTHS: Final = {  # bytes
     Algorithm.CRC32: 4,
     Algorithm.SHA1: 20,
 }
+_HEADERS: Final = tuple((algorithm, f"x-amz-checksum-{algorithm.value}") for algorithm in WIDTHS)
 _ETAG: Final = re.compile(r'"?([0-9a-f]{32})(?:-([0-9]{1,5}))?"?')
 _OPAQUE_ENCRYPTION: Final = frozenset({"aws:kms", "aws:kms:dsse", "aws:fsx"})
 
@@ -41,7 +42,7 @@ class Composite:
 def published(headers: Mapping[str, str], size_bytes: int) -> tuple[Checksum, ...]:
     """Checksums of a HEAD or whole-object GET response that can be checked, best first."""
     etag = _ETAG.fullmatch(headers.get("etag", ""))
-    parts = _etag_parts(headers)
+    parts = int(etag[2] or 0) if etag else 0
     found = []
     for algorithm, value, count in _values(headers):
         if count == 1:
@@ -76,8 +77,11 @@ def _values(headers: Mapping[str, str]) -> list[tuple[Algorithm, str, int]]:
     """Algorithm, hex, and the number of parts; 0 for FULL_OBJECT, or where nothing is said."""
     kind = headers.get("x-amz-checksum-type")
     found = []
-    for algorithm in WIDTHS:
-        text, _, count = headers.get(f"x-amz-checksum-{algorithm.value}", "").partition("-")
+    for algorithm, name in _HEADERS:
+        header = headers.get(name)
+        if not header:
+            continue
+        text, _, count = header.partition("-")
         value = _hex(algorithm, text)
         parts = int(count) if count.isdecimal() else 0
         if kind == "COMPOSITE":
