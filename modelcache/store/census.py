@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -74,10 +75,10 @@ def stored_blobs(store: Store) -> dict[BlobId, int]:
     return found
 
 
-def manifests(store: Store) -> list[Manifest]:
-    """Every model whose manifest can be read."""
+def manifests(store: Store, models: Iterable[ModelId] | None = None) -> list[Manifest]:
+    """The manifests that can be read, of these models or of all."""
     found = []
-    for model_id in store.model_ids():
+    for model_id in store.model_ids() if models is None else models:
         with suppress(CorruptData, NotInStore):
             found.append(store.manifest(model_id))
     return found
@@ -90,15 +91,17 @@ def committed(store: Store, *, keep: ModelId) -> Committed:
     used = sum(blobs.values()) + sum(item.size_bytes for item in under_way.values())
     unwritten = sum(item.size_bytes - item.allocated_bytes for item in under_way.values())
     promised: dict[BlobId, int] = {}
-    mine: set[BlobId] = set()
-    for manifest in manifests(store):
-        if manifest.model_id == keep:
-            mine.update(manifest.blobs())
-        elif any(item.kind == leases.PULL for item in store.leases(manifest.model_id)):
-            promised.update((file.blob, file.size_bytes) for file in manifest.files)
+    others = [item for item in store.model_ids() if item != keep and _is_pulled(store, item)]
+    for manifest in manifests(store, others):
+        promised.update((file.blob, file.size_bytes) for file in manifest.files)
+    mine = {blob for item in manifests(store, [keep]) for blob in item.blobs()} if promised else ()
     to_come = sum(
         size
         for blob, size in promised.items()
         if blob not in blobs and blob not in under_way and blob not in mine
     )
     return Committed(used + to_come, unwritten + to_come)
+
+
+def _is_pulled(store: Store, model_id: ModelId) -> bool:
+    return any(item.kind == leases.PULL for item in store.leases(model_id))

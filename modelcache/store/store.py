@@ -164,14 +164,18 @@ class Store:
         """
         model_id = manifest.model_id
         path = self.layout.snapshot(model_id)
+        shown = False
         if not path.is_dir():
             with snapshots.building(self.layout, model_id) as tree:
                 snapshots.fill(self.layout, manifest, tree)
                 with self.mutex(), files.translated(path):
-                    self._write_manifest(manifest)  # somebody may have removed the model by force
-                    if not path.is_dir():
+                    if not self.layout.manifest(model_id).exists():
+                        self._write_manifest(manifest)  # somebody has removed the model by force
+                    shown = not path.is_dir()
+                    if shown:
                         snapshots.show(self.layout, tree, model_id)
-        self.mend_snapshot(manifest)
+        if not shown:
+            self.mend_snapshot(manifest)
         self.touch(model_id)
         return path
 
