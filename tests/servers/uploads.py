@@ -51,7 +51,8 @@ def upload_tree(
 ) -> None:
     """Make the bucket and put every file below `directory` under `prefix/`.
 
-    checksums: large files get a full-object CRC64NVME, where the server knows those.
+    checksums: files get a full-object CRC64NVME, where the server knows those, as S3 itself and
+    AWS's newer tools see to.
     """
     client = s3_client(server, ca_file)
     names = {item["Name"] for item in client.list_buckets().get("Buckets", ())}
@@ -62,7 +63,8 @@ def upload_tree(
     def put(path: Path) -> None:
         key = "/".join(filter(None, (prefix.strip("/"), path.relative_to(directory).as_posix())))
         if path.stat().st_size <= PART_BYTES:
-            client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
+            more = {"ChecksumAlgorithm": "CRC64NVME"} if checksums else {}
+            client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes(), **more)
         else:
             put_parts(client, bucket, key, path, checksums=checksums)
 
