@@ -68,13 +68,12 @@ def start(url: str, store: Path) -> subprocess.Popen[str]:
 def finished(store: Path) -> dict[tuple[str, int], bytes]:
     """Every chunk that the store claims to have, read from where it lies."""
     found: dict[tuple[str, int], bytes] = {}
-    for path in (store / "partial").glob("*/journal"):
+    # A journal without data: renamed into blobs/ just before the kill.
+    for path in (store / "partial").glob("*/data"):
         name = path.parent.name
-        if not (path.parent / "data").exists():
-            continue  # renamed into blobs/ just before the kill
-        data = (path.parent / "data").read_bytes()
+        data = path.read_bytes()
         for size in {len(content) for content in LARGE.values()}:
-            journal = Journal.open(path, BlobId(name), size)
+            journal = Journal.open(path.with_name("journal"), BlobId(name), size)
             if journal is None:
                 continue
             for chunk in journal.records:
