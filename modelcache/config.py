@@ -82,7 +82,7 @@ class TransferSettings:
     """Write past the page cache (`direct`), through it (`buffered`), or decide by blob (`auto`)."""
     memory_bytes: int = 512 * MIB
     """Most memory for buffers, whatever a model's size."""
-    connections_start: int = 16
+    connections_start: int = 8
     """Connections to open before anything was measured; a source that throttles gets fewer."""
     connections_max: int = 64
     """Most connections at once; a smaller one than `connections_start` wins."""

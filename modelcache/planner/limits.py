@@ -11,9 +11,9 @@ from modelcache.domain.ranges import MIB
 class PlannerLimits:
     """Bounds and thresholds; times in seconds, sizes in bytes."""
 
-    connections_start: int = 16
-    """Attempts in flight before anything was measured. Growing from 4 took half a second, which is
-    a quarter of a 4 GiB pull here; the tools people use now open 10 to 256 at once."""
+    connections_start: int = 8
+    """Attempts in flight before anything was measured: one batch of small blobs, and enough for a
+    fast disk. It doubles every half second while that pays."""
     connections_max: int = 64
     """Most attempts in flight."""
     retries_max: int = 10

@@ -131,15 +131,8 @@ class BlobWriter:
             chunk = offset // self.grid.chunk_bytes
             if chunk in self._journal.records:
                 self.forget_chunks([chunk])
-            try:
-                files.pwrite_all(self._fd, buffer[:padded], offset)
-            except OSError as error:
-                if error.errno != errno.EINVAL or not self.direct:
-                    raise
-                # Opened past the page cache, then refused: the filesystem wants other alignments.
-                files.clear_direct(self._fd)
-                self.direct = False
-                files.pwrite_all(self._fd, buffer[:length], offset)
+            if not self.direct or not self._write_direct(buffer[:padded], offset):
+                files.pwrite_buffered(self._fd, buffer[:length], offset)
 
     def read(self, offset: int, buffer: memoryview, length: int) -> None:
         """Read bytes of stored chunks back into an aligned buffer of at least one block."""
@@ -284,6 +277,18 @@ class BlobWriter:
         os.close(self._lock_fd)
 
     # Steps
+
+    def _write_direct(self, data: memoryview, offset: int) -> bool:
+        """False, now and from now on, where the filesystem wants other alignments."""
+        try:
+            files.pwrite_all(self._fd, data, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            files.clear_direct(self._fd)  # opened past the page cache, then refused
+            self.direct = False
+            return False
+        return True
 
     def _show(self, target: Path, receipt: Receipt) -> None:
         files.ensure_folder(target.parent)
