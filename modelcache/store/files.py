@@ -89,6 +89,15 @@ def fsync(fd: int) -> None:
     os.fsync(fd)
 
 
+def fsync_file(path: str) -> None:
+    """Make a file durable that nobody has open."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def fsync_directory(path: Path | str) -> None:
     """Make the names in a directory durable."""
     fd = open_directory(path)

@@ -179,10 +179,14 @@ def test_a_store_that_is_too_full_to_adopt_still_opens(store, monkeypatch):
     assert visible(open_store(store.layout.root)) == set(CONTENTS)
 
 
-def test_a_group_whose_sync_failed_is_not_synced_again_but_thrown_away(store, monkeypatch):
+@pytest.mark.parametrize(("call", "each_max"), [("fsync_file", 64), ("sync_filesystem", 0)])
+def test_a_group_whose_sync_failed_is_not_synced_again_but_thrown_away(
+    store, monkeypatch, call, each_max
+):
+    monkeypatch.setattr(small, "SYNC_EACH_MAX", each_max)
     group = stage(store)
     with monkeypatch.context() as failing:
-        failing.setattr(files, "sync_filesystem", _no_space)
+        failing.setattr(files, call, _no_space)
         with pytest.raises(StoreError):
             group.commit()
     group.commit()
