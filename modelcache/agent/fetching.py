@@ -67,6 +67,7 @@ class Fetching:
         pending = [self._job(file, source, resume=resume) for file in files]
         while pending:
             self._phase = Phase.TRANSFERRING
+            self._samples.clear()  # what came before is no part of the present rate
             with self._small_blobs() as small:
                 transfer = Transfer(self.settings.transfer, small, self._writer, self.report)
                 self._transfer = transfer
