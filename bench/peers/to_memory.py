@@ -82,7 +82,7 @@ def _head(connection: socket.socket) -> int:
             raise ConnectionError("closed in the head")
         data += piece
     head, _, rest = data.partition(b"\r\n\r\n")
-    if b" 206 " not in head.split(b"\r\n", 1)[0]:
+    if b"\r\ncontent-range:" not in head.lower():  # rclone says 200 with a range
         raise ConnectionError(head.split(b"\r\n", 1)[0].decode())
     return len(rest)
 

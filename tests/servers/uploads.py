@@ -36,6 +36,7 @@ def s3_client(server: S3Server, ca_file: Path | None = None) -> Any:
             s3={"addressing_style": "path"},
             max_pool_connections=16,
             request_checksum_calculation="when_required",
+            signature_version="s3v4",  # of presigned URLs, too
         ),
     )
 
