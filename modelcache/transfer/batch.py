@@ -26,6 +26,7 @@ from modelcache.transfer.report import SourceReport, WorkerTimes
 from modelcache.transfer.requests import Exchange, Requests
 
 Receive = Callable[[Body, memoryview, SourceReport], None]
+Blame = Callable[[BlobJob], None]
 
 
 class BatchReader:
@@ -36,13 +37,17 @@ class BatchReader:
         requests: Requests,
         pool: BufferPool,
         small: SmallBlobs,
-        receive: Receive,
         times: WorkerTimes,
+        *,
+        receive: Receive,
+        blame: Blame,
     ) -> None:
+        """blame: is told which blob is at fault for whatever is raised from then on."""
         self._requests = requests
         self._pool = pool
         self._small = small
         self._receive = receive
+        self._blame = blame
         self._times = times
 
     def read(
@@ -55,11 +60,13 @@ class BatchReader:
         waiting = iter(jobs)
         sent: deque[Exchange] = deque()
         for job in waiting:
+            self._blame(job)
             sent.append(self._requests.send(job, None, report, fresh=renew))
             if len(sent) == lanes:
                 break
         while sent:
             exchange = sent.popleft()
+            self._blame(exchange.job)
             yield exchange.job
             block = self._pool.take()
             try:
@@ -68,7 +75,9 @@ class BatchReader:
                 self._requests.done(exchange)
                 following = next(waiting, None)
                 if following is not None:
+                    self._blame(following)
                     sent.append(self._requests.send(following, None, report, fresh=renew))
+                    self._blame(exchange.job)
                 self._stage(exchange.job, exchange.head, view)
             finally:
                 block.release()

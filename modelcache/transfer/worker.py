@@ -46,7 +46,7 @@ class Worker:
         self.times = WorkerTimes()
         self.reports: dict[str, SourceReport] = {}
         self.received_bytes = 0  # of the chunk on its way, for progress
-        self.blob: BlobId | None = None  # the one being read
+        self.blob: BlobId | None = None  # the one being read, which is at fault if that fails
         self._tools = tools
         self._requests = Requests(tools.settings, self.times)
         self._aborted = False
@@ -91,7 +91,12 @@ class Worker:
     def _read_batch(self, fetch: Fetch, jobs: list[BlobJob], report: SourceReport) -> None:
         """Small blobs, over several connections at once."""
         reader = BatchReader(
-            self._requests, self._tools.pool, self._tools.small, self._receive, self.times
+            self._requests,
+            self._tools.pool,
+            self._tools.small,
+            self.times,
+            receive=self._receive,
+            blame=self._reading,
         )
         stored: list[BlobJob] = []
         current: BlobJob | None = None
@@ -100,12 +105,14 @@ class Worker:
                 if current is not None:
                     stored.append(current)
                 current = job
-                self.blob = job.file.blob
             if current is not None:
                 stored.append(current)
         finally:
             # Told in one go: the planner's lock once per batch, not once per small file.
             self._tools.small_stored(fetch.attempt, stored)
+
+    def _reading(self, job: BlobJob) -> None:
+        self.blob = job.file.blob
 
     # Runs of chunks
 
