@@ -19,6 +19,8 @@ from modelcache.main import main
 
 PROGRAM = Path(sys.executable).with_name("modelcache")
 WAIT_S = 30.0
+JOURNAL_HEADER_BYTES = 80
+JOURNAL_RECORD_BYTES = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,12 @@ def finish(process: subprocess.Popen[str]) -> Done:
     """Wait for what `start` began."""
     out, err = process.communicate(timeout=WAIT_S)
     return Done(process.returncode, out, err)
+
+
+def chunks_kept(store: Path) -> int:
+    """How many chunks the journals of blobs under way vouch for."""
+    sizes = (path.stat().st_size for path in store.glob("partial/*/journal"))
+    return sum((size - JOURNAL_HEADER_BYTES) // JOURNAL_RECORD_BYTES for size in sizes)
 
 
 def wait_until(holds: Callable[[], object]) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from tests.agent.support import tree
 from tests.main.conftest import FILES, MIB
-from tests.main.support import Shell, finish, wait_until
-from tests.servers.faults import Fault, FaultProxy
+from tests.main.support import Shell, chunks_kept, finish, wait_until
+from tests.servers.faults import Fault, FaultProxy, held_from
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
 
@@ -178,9 +178,9 @@ def test_damage_that_cannot_be_fetched_again_is_a_failure(shell: Shell, model: P
 def test_a_corrupt_journal_costs_bytes_and_no_correctness(
     shell: Shell, origin: FaultProxy, junk: bytes
 ):
-    origin.plan = lambda r: Fault(bytes_s=4e6) if r.path.endswith("a.safetensors") else None
+    origin.plan = held_from(2 * MIB, "a.safetensors")
     pulling = shell.start("pull", f"{origin.url}/")
-    wait_until(lambda: origin.body_bytes > 4 * MIB)
+    wait_until(lambda: chunks_kept(shell.store))
     pulling.kill()
     finish(pulling)
     origin.plan = lambda _: None

@@ -11,25 +11,24 @@ import pytest
 
 from tests.agent.support import tree
 from tests.main.conftest import FILES, MIB
-from tests.main.support import WAIT_S, Shell, finish, wait_until
-from tests.servers.faults import Fault, FaultProxy
+from tests.main.support import WAIT_S, Shell, chunks_kept, finish, wait_until
+from tests.servers.faults import Fault, FaultProxy, held_from
 
 WEIGHTS = sum(len(data) for data in FILES.values())
 CHUNK_BYTES = 2 * MIB
 
 
-def slowly(proxy: FaultProxy, bytes_s: float = 3e6) -> None:
+def slowly(proxy: FaultProxy, bytes_s: float) -> None:
     proxy.plan = lambda request: Fault(bytes_s=bytes_s) if request.method == "GET" else None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_pull_says_what_is_kept_and_the_next_one_fetches_the_rest(
     shell: Shell, origin: FaultProxy, number: signal.Signals
 ):
-    slowly(origin)
-    pulling = shell.start("pull", f"{origin.url}/", "--connections", "2")
-    wait_until(lambda: origin.body_bytes > 3 * CHUNK_BYTES)
+    origin.plan = held_from(2 * CHUNK_BYTES)
+    pulling = shell.start("pull", f"{origin.url}/", "--connections", "4")
+    wait_until(lambda: chunks_kept(shell.store) == 4)
     pulling.send_signal(number)
     done = finish(pulling)
     assert (done.code, done.out) == (130, "")
@@ -45,9 +44,9 @@ def test_a_stopped_pull_says_what_is_kept_and_the_next_one_fetches_the_rest(
 
 
 def test_a_stopped_json_pull_is_a_json_error(shell: Shell, origin: FaultProxy):
-    slowly(origin)
+    origin.plan = held_from(CHUNK_BYTES)
     pulling = shell.start("pull", f"{origin.url}/", "--json")
-    wait_until(lambda: origin.body_bytes > CHUNK_BYTES)
+    wait_until(lambda: origin.body_bytes > CHUNK_BYTES // 2)
     pulling.send_signal(signal.SIGINT)
     done = finish(pulling)
     assert (done.code, done.err) == (130, "")
@@ -83,7 +82,7 @@ def test_an_origin_that_does_not_even_list_is_left_at_once(shell: Shell):
 
 
 def test_a_second_signal_ends_the_process_at_once(shell: Shell, origin: FaultProxy):
-    slowly(origin, bytes_s=1e5)
+    origin.plan = held_from(0)
     pulling = shell.start("pull", f"{origin.url}/")
     wait_until(lambda: origin.gets(".safetensors"))
     pulling.send_signal(signal.SIGINT)

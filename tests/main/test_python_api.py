@@ -13,7 +13,7 @@ from modelcache.domain.refs import parse_ref
 from modelcache.transfer.report import Phase, Progress
 from tests.agent.support import tree
 from tests.main.conftest import FILES, MIB
-from tests.servers.faults import Fault, FaultProxy
+from tests.servers.faults import Fault, FaultProxy, held_from
 from tests.servers.process import free_port
 
 TOTAL = sum(map(len, FILES.values()))
@@ -45,7 +45,7 @@ def test_filters_are_given_as_globs(model: Path, tmp_path: Path):
 
 @pytest.mark.slow
 def test_progress_only_grows_and_ends_with_everything(origin: FaultProxy, tmp_path: Path):
-    origin.plan = lambda request: Fault(bytes_s=8e6) if request.span else None
+    origin.plan = lambda request: Fault(bytes_s=4e6) if request.span else None
     seen: list[Progress] = []
     threads = set()
 
@@ -79,13 +79,12 @@ def test_a_callback_that_raises_ends_the_pull_with_its_error(origin: FaultProxy,
     assert tree(modelcache.pull(f"{origin.url}/", store=tmp_path / "store").path) == FILES
 
 
-@pytest.mark.slow
 def test_a_cancelled_pull_goes_on_from_there(origin: FaultProxy, tmp_path: Path):
-    origin.plan = lambda request: Fault(bytes_s=4e6) if request.span else None
+    origin.plan = held_from(4 * MIB)
     cancel = threading.Event()
 
     def stop(progress: Progress) -> None:
-        if progress.done_bytes > 3 * MIB:
+        if progress.done_bytes >= 8 * MIB:
             cancel.set()
 
     url, store = f"{origin.url}/", tmp_path / "store"

@@ -64,6 +64,19 @@ def never(request: Request) -> Fault | None:
     return None
 
 
+def held_from(start: int, suffix: str = "") -> Plan:
+    """Fall silent on range reads that start there or later, in paths that end so.
+
+    What must be interrupted half-way is then half-way, however slow or fast the machine is.
+    """
+
+    def plan(request: Request) -> Fault | None:
+        held = request.span is not None and request.span[0] >= start
+        return Fault(stall_at=0) if held and request.path.endswith(suffix) else None
+
+    return plan
+
+
 def random_faults(seed: int, share: float = 0.2, most: int = 40) -> Plan:
     """Faults of every retryable kind on `share` of GETs, at most `most` in all."""
     source = random.Random(seed)

@@ -37,6 +37,7 @@ class Minio(Server):
             "MINIO_ROOT_USER": self.access_key,
             "MINIO_ROOT_PASSWORD": self.secret_key,
             "MINIO_BROWSER": "off",
+            "MINIO_DOMAIN": "localhost",  # buckets as hosts below it, beside those in the path
             "MINIO_CI_CD": "on",
         }
 

@@ -131,7 +131,7 @@ def _handler(server: ScriptedServer) -> type[BaseHTTPRequestHandler]:
             answer = server.answers.get(path, lambda _: Reply(404))
             self._send(answer(asked))
 
-        do_GET = do_HEAD = _answer  # noqa: N815 - the library's naming
+        do_GET = do_HEAD = do_PUT = _answer  # noqa: N815 - the library's naming
 
         def do_CONNECT(self) -> None:
             """Be a proxy: join the two connections until one ends."""

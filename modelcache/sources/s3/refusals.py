@@ -17,6 +17,7 @@ from botocore.exceptions import (
     ClientError,
     ConfigNotFound,
     ConfigParseError,
+    ConnectionClosedError,
     ConnectTimeoutError,
     CredentialRetrievalError,
     EndpointConnectionError,
@@ -36,6 +37,7 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
+from urllib3.util.ssl_match_hostname import CertificateError as WrongHost
 
 from modelcache.errors import (
     CredentialsExpired,
@@ -247,13 +249,7 @@ def _from_network(error: BotoCoreError, where: str) -> ModelcacheError:
     server = urlsplit(str(error.kwargs.get("endpoint_url", ""))).netloc or "the endpoint"
     causes = list(_causes(error))
     if isinstance(error, SSLError):
-        for cause in causes:
-            if isinstance(cause, SSLCertVerificationError):
-                return SourceRefused(
-                    f"{where}: the certificate of {server} is not trusted "
-                    f"({cause.verify_message}); set s3.ca_file to the authority that signed it"
-                )
-        return SourceRefused(f"{where}: {server} does not speak TLS here; check the endpoint")
+        return _from_tls(causes, where, server)
     if any(isinstance(cause, gaierror) and cause.errno in _NO_HOST for cause in causes):
         return NotFound(f"{where}: there is no host {server}; check the endpoint")
     if isinstance(error, EndpointConnectionError | ConnectTimeoutError):
@@ -262,7 +258,25 @@ def _from_network(error: BotoCoreError, where: str) -> ModelcacheError:
             f"{where}: cannot connect to {server} ({reason or 'no answer in time'}); check the "
             "endpoint, and that it is up"
         )
+    if isinstance(error, ConnectionClosedError):
+        return SourceUnavailable(
+            f"{where}: {server} hung up instead of answering; check the endpoint, http or https too"
+        )
     return SourceUnavailable(f"{where}: {server} does not answer ({type(error).__name__})")
+
+
+def _from_tls(causes: list[BaseException], where: str, server: str) -> SourceRefused:
+    for cause in causes:
+        if isinstance(cause, SSLCertVerificationError):
+            return SourceRefused(
+                f"{where}: the certificate of {server} is not trusted "
+                f"({cause.verify_message}); set s3.ca_file to the authority that signed it"
+            )
+        if isinstance(cause, WrongHost):
+            return SourceRefused(
+                f"{where}: the certificate of {server} is for another host; check the endpoint"
+            )
+    return SourceRefused(f"{where}: {server} does not speak TLS here; check the endpoint")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
