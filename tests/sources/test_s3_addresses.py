@@ -336,7 +336,7 @@ def test_a_certificate_for_another_host_is_refused(
 
 
 def test_plain_http_on_a_tls_port_is_said(tls_ref: str):
-    with pytest.raises(SourceUnavailable, match="hung up.*https"):
+    with pytest.raises(SourceUnavailable, match=r"hung up.*https"):
         resolve(parse_ref(tls_ref.replace("https:", "http:")))
 
 

@@ -45,6 +45,12 @@ class Bucket:
         try:
             with translating(where):
                 headers = self._head(key, version)
+        except NotFound as error:
+            if version is None:
+                raise
+            raise NotFound(
+                f"{where}: there is no such object, or no version {version[:80]!r} of it"
+            ) from error
         except ModelcacheError as error:
             raise self._explained(error, key, version) from error
         size = headers.get("content-length", "")
