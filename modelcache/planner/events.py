@@ -24,6 +24,7 @@ class Remedy(StrEnum):
     RETRY = "retry"  # later, or elsewhere
     THROTTLED = "throttled"  # later, with fewer connections
     RENEW = "renew"  # at once, with a fresh signature or redirect
+    CORRUPT = "corrupt"  # again, but not often: what stays wrong is wrong at the origin
     REFUSED = "refused"  # never again from this source
     CANCELLED = "cancelled"  # the planner asked for it; nobody's fault
 

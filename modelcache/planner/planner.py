@@ -50,7 +50,7 @@ from modelcache.planner.events import (
 from modelcache.planner.limits import PlannerLimits
 from modelcache.planner.state import Attempt, BlobState, SourceState
 
-_CORRUPT: Final = Failure(Remedy.REFUSED, "digest_mismatch")
+_CORRUPT: Final = Failure(Remedy.CORRUPT, "digest_mismatch")
 _HASH_PRIME: Final = 0x9E3779B97F4A7C15  # 2**64 / golden ratio (Knuth's multiplicative hashing)
 
 
@@ -168,8 +168,7 @@ class Planner:
         if state is None:
             return
         state.finished = False
-        state.rounds += 1
-        if state.rounds > self._limits.corrupt_rounds_max:
+        if self._is_hopeless(state):
             self._give_up(state, _CORRUPT, actions)
             return
         if event.chunks:
@@ -200,7 +199,7 @@ class Planner:
                     self._requeue(blob, chunk)
             case Remedy.REFUSED:
                 self._refuse(attempt, event, actions)
-            case Remedy.RETRY | Remedy.THROTTLED | Remedy.RENEW:
+            case Remedy.RETRY | Remedy.THROTTLED | Remedy.RENEW | Remedy.CORRUPT:
                 self._rest(source, event, now_s)
                 self._retry(attempt, event.failure, now_s, actions)
 
@@ -283,17 +282,42 @@ class Planner:
                 chunk = 0  # noqa: PLW2901 - one stream: all of it begins again
                 if not self._restart(state, actions):
                     continue
-            if position == 0 and failure.remedy is not Remedy.THROTTLED:
+            if position or not self._put_off(state, chunk, attempt, failure, now_s, actions):
+                self._requeue(blob, chunk)
+
+    def _put_off(  # noqa: PLR0917
+        self,
+        state: BlobState,
+        chunk: int,
+        attempt: Attempt,
+        failure: Failure,
+        now_s: float,
+        actions: list[Action],
+    ) -> bool:
+        """Count a failure; the chunk waits, or its blob is given up. False: again at once."""
+        match failure.remedy:
+            case Remedy.THROTTLED:
+                return False
+            case Remedy.CORRUPT:
+                hopeless = self._is_hopeless(state)
+                count = 0
+            case _:
                 count = state.failures[chunk] = state.failures.get(chunk, 0) + 1
-                if count > self._limits.retries_max:
-                    self._give_up(state, failure, actions)
-                    continue
-                if failure.remedy is Remedy.RETRY or count > 1:
-                    due_s = now_s + self._backoff_s(count, attempt.attempt)
-                    self._next_order += 1
-                    heapq.heappush(self._delayed, (due_s, self._next_order, blob, chunk))
-                    continue
-            self._requeue(blob, chunk)
+                hopeless = count > self._limits.retries_max
+        if hopeless:
+            self._give_up(state, failure, actions)
+            return True
+        if failure.remedy is Remedy.RETRY or count > 1:
+            due_s = now_s + self._backoff_s(count, attempt.attempt)
+            self._next_order += 1
+            heapq.heappush(self._delayed, (due_s, self._next_order, state.blob, chunk))
+            return True
+        return False
+
+    def _is_hopeless(self, state: BlobState) -> bool:
+        """Count one more time that the blob was not what its origin says."""
+        state.rounds += 1
+        return state.rounds > self._limits.corrupt_rounds_max
 
     def _restart(self, state: BlobState, actions: list[Action]) -> bool:
         """Begin a one-stream blob anew. False when that has been done for this failure already."""

@@ -66,14 +66,14 @@ class ChunkHash:
         if self._crc is None:
             return
         while len(view):
+            if self._offset in self._cuts:
+                self.pieces.append((self._offset, 0))
             cut = next((cut for cut in self._cuts if cut > self._offset), None)
             size = len(view) if cut is None else min(len(view), cut - self._offset)
             end, value = self.pieces[-1]
             self.pieces[-1] = (end + size, self._crc(view[:size], value))
             self._offset += size
             view = view[size:]
-            if cut == self._offset and len(view):
-                self.pieces.append((self._offset, 0))
 
     @property
     def xxh3(self) -> bytes:
@@ -193,18 +193,8 @@ class PartsCheck:
         digest = self._crc(memoryview(b"".join(v.to_bytes(self._width) for v in values)), 0)
         if digest == int(self._checksum.value, 16):
             return None
-        expected = self._checksum.part_values
-        if len(expected) != len(values):
-            return list(range(self._grid.count))
-        wrong = [index for index, value in enumerate(values) if int(expected[index], 16) != value]
-        starts = [0, *self._ends]
-        chunk_bytes = self._grid.chunk_bytes
-        chunks = {
-            chunk
-            for part in wrong
-            for chunk in range(starts[part] // chunk_bytes, -(-starts[part + 1] // chunk_bytes))
-        }
-        return sorted(chunks) or list(range(self._grid.count))
+        found = [value.to_bytes(self._width).hex() for value in values]
+        return _chunks_in_doubt(self._checksum, found, self._grid)
 
     def _part_values(self, writer: BlobWriter) -> list[int]:
         values = [0] * len(self._ends)
@@ -214,7 +204,7 @@ class PartsCheck:
             for end, crc in self._pieces.get(chunk) or self._read_pieces(writer, chunk):
                 values[part] = self._combine(values[part], crc, end - start)
                 start = end
-                if end == self._ends[part]:
+                while part < len(self._ends) and end == self._ends[part]:  # one may be empty
                     part += 1
         return values
 
@@ -269,12 +259,13 @@ class InOrderCheck:
         self._advance()
         with self._lock:
             assert self._next == self._grid.count, "all chunks are stored"  # noqa: S101
-            digest = self._final_digest()
-            if digest.hex() == self._checksum.value:
+            digests = self._part_digests()
+            if self._value_of(digests) == self._checksum.value:
                 return None
             self._restart()
             del writer
-            return list(range(self._grid.count))
+            found = [digest.hex() for digest in digests]
+            return _chunks_in_doubt(self._checksum, found, self._grid)
 
     def _restart(self) -> None:
         self._next = 0
@@ -317,11 +308,34 @@ class InOrderCheck:
         self._hash = hashlib.new(self._checksum.algorithm.value, usedforsecurity=False)
         self._part_left = self._checksum.parts[len(self._digests)]
 
-    def _final_digest(self) -> bytes:
+    def _part_digests(self) -> list[bytes]:
+        """Of every part, or of the one that a blob without parts is. All bytes have been seen."""
+        while len(self._digests) + 1 < len(self._checksum.parts):  # an empty part at the end
+            self._next_part()
+        return [*self._digests, self._hash.digest()]
+
+    def _value_of(self, digests: list[bytes]) -> str:
         if not self._checksum.parts:
-            return self._hash.digest()
-        parts = b"".join([*self._digests, self._hash.digest()])
-        return hashlib.new(self._checksum.algorithm.value, parts, usedforsecurity=False).digest()
+            return digests[0].hex()
+        name = self._checksum.algorithm.value
+        return hashlib.new(name, b"".join(digests), usedforsecurity=False).hexdigest()
+
+
+def _chunks_in_doubt(checksum: Checksum, found: list[str], grid: ChunkGrid) -> list[int]:
+    """The chunks of the parts that are wrong; all where the origin does not list its parts'.
+
+    found: hex, of each part.
+    """
+    expected = checksum.part_values
+    chunks: set[int] = set()
+    if len(expected) == len(found):
+        start = 0
+        for size, value, wanted in zip(checksum.parts, found, expected, strict=True):
+            if size and value != wanted:
+                first, last = start // grid.chunk_bytes, (start + size - 1) // grid.chunk_bytes
+                chunks.update(range(first, last + 1))
+            start += size
+    return sorted(chunks) or list(range(grid.count))
 
 
 def best_checksum(file: File, *, verify_md5: bool) -> Checksum | None:

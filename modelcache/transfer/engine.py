@@ -23,6 +23,7 @@ from modelcache.errors import (
     Cancelled,
     CorruptData,
     CredentialsExpired,
+    DigestMismatch,
     ModelcacheError,
     SourceRefused,
     SourceUnavailable,
@@ -66,6 +67,15 @@ EVENTS_MAX: Final = 200  # lines of trouble kept for the report
 STOP_WAIT_S: Final = 60.0  # workers end within their stall timeout; a hung disk may take longer
 
 OpenWriter = Callable[[BlobJob], BlobWriter]
+
+_REMEDIES: Final = (  # the first that fits
+    (Throttled, Remedy.THROTTLED),
+    (CredentialsExpired, Remedy.RENEW),
+    (SourceUnavailable, Remedy.RETRY),
+    (SourceRefused, Remedy.REFUSED),
+    (CorruptData, Remedy.CORRUPT),
+    (Cancelled, Remedy.CANCELLED),
+)
 
 
 class Transfer:
@@ -388,7 +398,8 @@ class Transfer:
             source.failures[failure.code] = source.failures.get(failure.code, 0) + 1
             job = self._jobs.get(worker.blob) if worker.blob else None
             if job is not None:
-                job.error = error
+                corrupt = isinstance(error, DigestMismatch)
+                job.error = damaged(error.message) if corrupt else error
             self._note(f"{failure.remedy} {self._describe(fetch)}: {error.message}")
         return worker.blob if failure.remedy is Remedy.REFUSED else None
 
@@ -434,9 +445,8 @@ class Transfer:
         else:
             job.lose(bad)
             with self._changed:
-                job.error = CorruptData(
-                    f"{job.file.path} does not match the {check.name} its origin publishes, "
-                    "however often it is fetched; the object at the origin is damaged"
+                job.error = damaged(
+                    f"{job.file.path} does not match the {check.name} its origin publishes"
                 )
                 self._note(
                     f"checksum mismatch in {job.file.path}, fetching {len(bad)} chunks again"
@@ -445,18 +455,12 @@ class Transfer:
         worker.times.verifying_s += perf_counter() - started_s
 
 
+def damaged(what: str) -> CorruptData:
+    """The error when fetching again has not helped either."""
+    return CorruptData(f"{what}, however often it is fetched; the object at the origin is damaged")
+
+
 def failure_of(error: ModelcacheError) -> Failure:
     """What an error means to the planner."""
-    match error:
-        case Throttled():
-            return Failure(Remedy.THROTTLED, error.code, error.retry_after_s)
-        case CredentialsExpired():
-            return Failure(Remedy.RENEW, error.code)
-        case SourceUnavailable():
-            return Failure(Remedy.RETRY, error.code, error.retry_after_s)
-        case SourceRefused():
-            return Failure(Remedy.REFUSED, error.code)
-        case Cancelled():
-            return Failure(Remedy.CANCELLED, error.code)
-        case _:
-            return Failure(Remedy.RETRY, error.code)
+    remedy = next((remedy for kind, remedy in _REMEDIES if isinstance(error, kind)), Remedy.RETRY)
+    return Failure(remedy, error.code, getattr(error, "retry_after_s", None))

@@ -15,6 +15,7 @@ from modelcache.planner import (
     ChunkStored,
     Failure,
     Fetch,
+    GiveUp,
     Planner,
     PlannerLimits,
     Remedy,
@@ -122,6 +123,22 @@ def test_a_blob_whose_checksum_never_holds_is_given_up() -> None:
     world = World(LIMITS, Trouble(mismatches=10))
     world.run(blob("b", 3 * CHUNK))
     assert world.given_up[BlobId("b")].code == "digest_mismatch"
+
+
+def test_a_small_blob_that_stays_wrong_is_given_up_soon_and_its_batch_goes_on() -> None:
+    planner = Planner(replace(LIMITS, connections_start=1, connections_max=1))
+    (fetch,) = fetches(planner, blob("bad", 10), blob("good", 10))
+    failure = Failure(Remedy.CORRUPT, "digest_mismatch")
+    rounds = 0
+    given_up: list[GiveUp] = []
+    while not given_up:
+        rounds += fetch.runs[0].blob == "bad"
+        actions = planner.handle(AttemptFailed(fetch.attempt, failure), 0.0)
+        given_up = [action for action in actions if isinstance(action, GiveUp)]
+        (fetch,) = (action for action in actions if isinstance(action, Fetch))  # without a wait
+    assert rounds == LIMITS.corrupt_rounds_max + 1
+    assert given_up == [GiveUp(BlobId("bad"), failure)]
+    assert [run.blob for run in fetch.runs] == ["good"]
 
 
 @pytest.mark.parametrize("knee", [1, 4, 8, 16, 40])

@@ -139,6 +139,7 @@ class FaultProxy:
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
+        self._listener.shutdown(socket.SHUT_RDWR)  # a close alone does not end an accept
         self._listener.close()
         with self._lock:
             sockets = list(self._open)
