@@ -17,7 +17,7 @@ import xxhash
 
 from modelcache.errors import DigestMismatch
 from modelcache.store import SmallBlobs
-from modelcache.transfer.bodies import Body, is_content_address
+from modelcache.transfer.bodies import Body, check_end, is_content_address
 from modelcache.transfer.buffers import BufferPool
 from modelcache.transfer.checks import matches
 from modelcache.transfer.http1 import ResponseHead
@@ -71,7 +71,9 @@ class BatchReader:
             block = self._pool.take()
             try:
                 view = block.view[: exchange.job.file.size_bytes]
-                self._receive(self._requests.receive(exchange), view, report)
+                body = self._requests.receive(exchange)
+                self._receive(body, view, report)
+                check_end(exchange.job.file, body)
                 self._requests.done(exchange)
                 following = next(waiting, None)
                 if following is not None:

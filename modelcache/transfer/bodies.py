@@ -19,6 +19,10 @@ class Body(Protocol):
         """Fill `view`; fewer bytes only at the end. Raises SourceUnavailable."""
         ...
 
+    def at_end(self) -> bool:
+        """Whether nothing follows, asked when all that was expected is read."""
+        ...
+
 
 class LocalBody:
     """A file of this machine, read from an offset on."""
@@ -47,6 +51,10 @@ class LocalBody:
             filled += size
         self._offset += filled
         return filled
+
+    def at_end(self) -> bool:
+        """See Body."""
+        return not self.read_into(memoryview(bytearray(1)))
 
     def __del__(self) -> None:
         """Close; a body lives as long as its run."""
@@ -78,6 +86,18 @@ def check_length(
         if span is None:
             raise OriginChanged(_resized(file, length_bytes))
         raise SourceUnavailable(f"asked for {wanted} bytes, was offered {length_bytes}")
+
+
+def check_end(file: File, body: Body) -> None:
+    """Check that a body which has brought the whole file's bytes brings no more.
+
+    For answers that announced no length. Raises OriginChanged, SourceUnavailable.
+    """
+    if not body.at_end():
+        raise OriginChanged(
+            f"{file.path} is longer than the {file.size_bytes} bytes that were listed; pull again "
+            "to resolve it anew"
+        )
 
 
 def is_content_address(file: File) -> bool:

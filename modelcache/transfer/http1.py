@@ -137,6 +137,13 @@ class HttpConnection:
             raise SourceUnavailable(f"{self._where} failed: {_reason(error)}") from error
         return filled
 
+    def at_end(self) -> bool:
+        """Whether the body has been read to its end; waits for it where none was announced.
+
+        Raises as `read_into` does.
+        """
+        return self._is_read() or not self.read_into(memoryview(bytearray(1)))
+
     def read_error_body(self) -> bytes:
         """The start of an unsuccessful response's body; the connection dies with a longer one."""
         buffer = bytearray(ERROR_BODY_BYTES_MAX)
@@ -147,7 +154,7 @@ class HttpConnection:
 
     def finished(self) -> bool:
         """Whether the body was read to its end, so that the next request may follow."""
-        return self.reusable and self._left == 0 and not self._rest and not self._chunked
+        return self.reusable and self._is_read()
 
     def abort(self) -> None:
         """Wake up whoever reads from this connection, from another thread; it is over then."""
@@ -162,6 +169,9 @@ class HttpConnection:
         """Close. Idempotent."""
         self.reusable = False
         self._socket.close()
+
+    def _is_read(self) -> bool:
+        return self._left == 0 and not self._rest and not self._chunked
 
     def _connect(self, target: HttpTarget, timeout_s: float) -> socket.socket:
         proxy = target.proxy

@@ -16,7 +16,7 @@ from modelcache.errors import Cancelled, SourceUnavailable
 from modelcache.planner import AttemptId, Fetch, Run
 from modelcache.store import BlobWriter, SmallBlobs
 from modelcache.transfer.batch import BatchReader
-from modelcache.transfer.bodies import Body
+from modelcache.transfer.bodies import Body, check_end
 from modelcache.transfer.buffers import Block, BufferPool
 from modelcache.transfer.checks import BlobCheck, ChunkHash
 from modelcache.transfer.jobs import BlobJob
@@ -162,6 +162,8 @@ class Worker:
                 self._write(writer, start, view, size)
                 if not self._worth_keeping(check):
                     _release(kept)
+            if span.end == job.file.size_bytes:
+                check_end(job.file, body)
             blocks, kept = kept, []
             self._finish(job, chunk, hashed, blocks, writer, check)
             stored = True
@@ -207,6 +209,8 @@ class Worker:
                 view = block.view[: min(BLOCK_BYTES, span.end - start)]
                 self._receive(body, view, report)
                 self._hash(hashed, view)
+            if span.end == job.file.size_bytes:
+                check_end(job.file, body)
             if not job.take_over(chunk, attempt, self.abort):
                 return
             try:
