@@ -136,6 +136,7 @@ class TimerDue:
 class Fetch:
     """Read these runs, in order, from this source.
 
+    lanes: connections to use for a batch of small blobs; a run of chunks has one.
     hedge: the chunk is already on its way by another attempt; whoever is first stores it.
     renew: sign or follow the redirect anew first.
     """
@@ -143,6 +144,7 @@ class Fetch:
     attempt: AttemptId
     source: SourceId
     runs: tuple[Run, ...]
+    lanes: int = 1
     hedge: bool = False
     renew: bool = False
 

@@ -224,7 +224,8 @@ class Planner:
     ) -> None:
         """Learn from `size` bytes that came by `requests` of an attempt."""
         source = self._sources[attempt.source]
-        source.succeeded(size, now_s - attempt.since_s, small=attempt.small)
+        seconds = now_s - attempt.since_s
+        source.succeeded(size, seconds, small=attempt.small, chunk_bytes=chunk_bytes)
         saturated = bool(self._large or self._small)
         source.concurrency.done(size, chunk_bytes, now_s, saturated=saturated, requests=requests)
         attempt.since_s = now_s
@@ -260,7 +261,7 @@ class Planner:
         if attempt is None:
             return None
         self._sources[attempt.source].in_flight -= attempt.weight
-        self._small_in_flight -= attempt.small
+        self._small_in_flight -= attempt.weight if attempt.small else 0
         for blob, chunk in attempt.remaining:
             state = self._blobs.get(blob)
             flying = state.flying.get(chunk) if state else None
@@ -382,7 +383,7 @@ class Planner:
     # Dispatch
 
     def _dispatch(self, now_s: float, actions: list[Action]) -> None:
-        while len(self._attempts) < self._limits.connections_max:
+        while self._in_flight() < self._limits.connections_max:
             if not any(source.usable(now_s) for source in self._sources.values()):
                 return
             fetch = self._next_small(now_s, share=True) or self._next_large(now_s)
@@ -393,12 +394,16 @@ class Planner:
                 return
             actions.append(fetch)
 
+    def _in_flight(self) -> int:
+        """Connections that attempts count for."""
+        return sum(source.in_flight for source in self._sources.values())
+
     def _next_small(self, now_s: float, *, share: bool) -> Fetch | None:
         """A batch of small blobs; with `share`, while they have under a quarter of the room."""
-        room = max(1, sum(s.concurrency.limit for s in self._sources.values()) // 4)
-        if not self._small or (share and self._large and self._small_in_flight >= room):
+        lanes = self._lanes(now_s, share=share) if self._small else 0
+        if lanes <= 0:
             return None
-        most = self._fair_batch()
+        most = self._fair_batch(lanes)
         left = self._limits.batch_bytes_max
         chosen: list[tuple[BlobId, int]] = []
         source: SourceId | None = None
@@ -421,12 +426,23 @@ class Planner:
         self._small.extendleft(reversed(passed))
         if source is None:
             return None
-        return self._launch(source, chosen, now_s, small=True)
+        lanes = min(lanes, len(chosen), self._sources[source].free(now_s))
+        return self._launch(source, chosen, now_s, lanes=lanes)
 
-    def _fair_batch(self) -> int:
+    def _lanes(self, now_s: float, *, share: bool) -> int:
+        """Connections that the next batch may keep busy."""
+        free = [source.free(now_s) for source in self._sources.values()]
+        lanes = min(max(free), self._limits.connections_max - self._in_flight())
+        if share and self._large:
+            limit = sum(source.concurrency.limit for source in self._sources.values())
+            lanes = min(lanes, max(1, limit // 4) - self._small_in_flight)
+        return min(lanes, self._limits.batch_weight)
+
+    def _fair_batch(self, lanes: int) -> int:
         """Blobs for one batch: few enough that all connections get some of what is left."""
         limit = max(source.concurrency.limit for source in self._sources.values())
-        return max(1, min(self._limits.batch_blobs_max, len(self._small) // (2 * limit)))
+        fair = min(self._limits.batch_blobs_max, len(self._small) // (2 * limit))
+        return max(1, fair * lanes // self._limits.batch_weight)
 
     def _next_large(self, now_s: float) -> Fetch | None:
         for _, _, blob in self._large:
@@ -439,7 +455,7 @@ class Planner:
             if not len(state.pending):
                 self._forget_queue(state)
             chunks = [(blob, chunk) for chunk in range(first, end)]
-            return self._launch(source, chunks, now_s, small=False)
+            return self._launch(source, chunks, now_s)
         return None
 
     def _window_full(self, state: BlobState) -> bool:
@@ -479,22 +495,24 @@ class Planner:
         chunks: list[tuple[BlobId, int]],
         now_s: float,
         *,
-        small: bool,
+        lanes: int = 0,
         hedge: bool = False,
     ) -> Fetch:
+        """lanes: of a batch of small blobs; 0 for a run of chunks."""
         attempt_id = AttemptId(self._next_attempt)
         self._next_attempt += 1
+        small = lanes > 0
         attempt = Attempt(attempt_id, source, deque(chunks), now_s, small=small, hedge=hedge)
-        attempt.weight = min(len(chunks), self._limits.batch_weight) if small else 1
+        attempt.weight = max(1, lanes)
         self._attempts[attempt_id] = attempt
         self._sources[source].in_flight += attempt.weight
-        self._small_in_flight += small
+        self._small_in_flight += lanes
         renew = False
         for blob, chunk in chunks:
             state = self._blobs[blob]
             state.flying.setdefault(chunk, []).append(attempt_id)
             renew = renew or chunk in state.failures
-        return Fetch(attempt_id, source, attempt.runs(), hedge=hedge, renew=renew)
+        return Fetch(attempt_id, source, attempt.runs(), attempt.weight, hedge=hedge, renew=renew)
 
     # Hedges and timers
 
@@ -513,7 +531,7 @@ class Planner:
             attempt.hedged = True
             self._hedged_bytes += size
             actions.append(
-                self._launch(source, [(blob, chunk)], now_s, small=state.small, hedge=True)
+                self._launch(source, [(blob, chunk)], now_s, lanes=int(state.small), hedge=True)
             )
 
     def _hedge_due_s(self, attempt: Attempt) -> float:

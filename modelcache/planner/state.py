@@ -111,10 +111,11 @@ class SourceState:
             deque(maxlen=SAMPLES),  # of small blobs
         )
 
-    def succeeded(self, size_bytes: int, seconds: float, *, small: bool) -> None:
-        """One chunk came in `seconds`."""
+    def succeeded(self, size_bytes: int, seconds: float, *, small: bool, chunk_bytes: int) -> None:
+        """One chunk, or a batch, came in `seconds`."""
         self.failures_in_row = 0
-        self.durations[small].append(seconds)
+        if small or 2 * size_bytes >= chunk_bytes:  # next to a blob's tail, any chunk looks slow
+            self.durations[small].append(seconds)
         if not small and seconds > 0:
             rate = size_bytes / seconds
             self.rate += (rate - self.rate) * (_FRESHNESS if self.rate else 1.0)
@@ -126,7 +127,12 @@ class SourceState:
 
     def usable(self, now_s: float) -> bool:
         """Not resting, and not at its limit."""
-        return now_s >= self.blocked_until_s and self.in_flight < self.concurrency.limit
+        return self.free(now_s) > 0
+
+    def free(self, now_s: float) -> int:
+        """Connections that may be added."""
+        resting = now_s < self.blocked_until_s
+        return 0 if resting else max(0, self.concurrency.limit - self.in_flight)
 
     def slow_s(self, limits: PlannerLimits, *, small: bool) -> float:
         """After how many seconds a chunk on its way is a straggler."""

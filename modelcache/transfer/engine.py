@@ -57,6 +57,7 @@ from modelcache.planner import (
 from modelcache.store import BlobBusy, BlobWriter, SmallBlobs
 from modelcache.transfer.buffers import BufferPool
 from modelcache.transfer.checks import check_for
+from modelcache.transfer.connections import IdleConnections
 from modelcache.transfer.jobs import BlobJob
 from modelcache.transfer.pacing import Pacer
 from modelcache.transfer.report import Report, SourceReport
@@ -107,11 +108,11 @@ class Transfer:
             settings=settings,
             pool=pool,
             pacer=Pacer(settings.bandwidth_limit_bytes_s),
+            idle=IdleConnections(limits.connections_max),
             small=small,
             open_writer=self._open_writer,
             chunk_stored=self._chunk_stored,
             small_stored=self._small_stored,
-            lanes=limits.batch_weight,
         )
         self._jobs: dict[BlobId, BlobJob] = {}
         self._large: list[BlobJob] = []
@@ -222,8 +223,8 @@ class Transfer:
             if job.writer is not None:
                 job.writer.close()
                 job.writer = None
+        self._tools.idle.close()
         for worker in self._workers:
-            worker.close()
             self._report.workers.add(worker.times)
             self._merge(worker.reports)
 
@@ -272,7 +273,7 @@ class Transfer:
             self._tasks.appendleft(task)  # publishing frees memory and descriptors: first
         else:
             self._tasks.append(task)
-        if self._idle:
+        if self._idle >= len(self._tasks):
             self._changed.notify()
         elif not self._stopped:
             worker = Worker(self._tools)
@@ -385,7 +386,9 @@ class Transfer:
             )
         with self._changed:
             del self._running[fetch.attempt]
+            self._idle += 1  # this worker takes one of the tasks that follow
             self._feed(event)
+            self._idle -= 1
 
     def _blame(self, worker: Worker, fetch: Fetch, error: ModelcacheError) -> BlobId | None:
         """Remember what went wrong for the one who reads the message; return the blob at fault."""

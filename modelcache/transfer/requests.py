@@ -5,19 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Final
 
 from modelcache.config import TransferSettings
 from modelcache.domain.ranges import ByteRange
 from modelcache.errors import SourceUnavailable
 from modelcache.sources.source import HttpTarget, LocalTarget
 from modelcache.transfer.bodies import Body, LocalBody, check_length
-from modelcache.transfer.http1 import Endpoint, HttpConnection, ResponseHead, endpoint_of
+from modelcache.transfer.connections import IdleConnections
+from modelcache.transfer.http1 import HttpConnection, ResponseHead, endpoint_of
 from modelcache.transfer.jobs import BlobJob
 from modelcache.transfer.report import SourceReport, WorkerTimes
-
-CONNECTIONS_KEPT: Final = 16  # per worker: the lanes of a batch, and a redirecting origin's stores
-IDLE_S: Final = 20.0  # servers close idle connections after 20 s (S3) to 75 s (nginx)
 
 
 @dataclass(slots=True)
@@ -37,11 +34,13 @@ class Exchange:
 class Requests:
     """Not thread-safe, except for `abort`."""
 
-    def __init__(self, settings: TransferSettings, times: WorkerTimes) -> None:
+    def __init__(
+        self, settings: TransferSettings, idle: IdleConnections, times: WorkerTimes
+    ) -> None:
         self.first_byte_s = 0.0  # of the last request
         self._settings = settings
         self._times = times
-        self._idle: dict[Endpoint, list[HttpConnection]] = {}
+        self._idle = idle
         self._open: dict[int, HttpConnection] = {}
 
     def send(
@@ -93,10 +92,10 @@ class Requests:
         if connection is None:
             return
         self._open.pop(id(connection), None)
-        if not connection.finished() or sum(map(len, self._idle.values())) >= CONNECTIONS_KEPT:
+        if connection.finished():
+            self._idle.put(connection)
+        else:
             connection.close()
-            return
-        self._idle.setdefault(connection.endpoint, []).append(connection)
 
     def drop_open(self) -> None:
         """Close every connection whose answer was not read to its end."""
@@ -108,14 +107,6 @@ class Requests:
         """Wake up the reader, from another thread; what is open cannot go on after."""
         for connection in list(self._open.values()):
             connection.abort()
-
-    def close(self) -> None:
-        """Close all connections."""
-        self.drop_open()
-        for connections in self._idle.values():
-            for connection in connections:
-                connection.close()
-        self._idle.clear()
 
     def _answer(self, exchange: Exchange) -> tuple[HttpConnection, ResponseHead]:
         connection, target = exchange.connection, exchange.target
@@ -136,7 +127,7 @@ class Requests:
         span = exchange.span
         byte_range = f"bytes={span.start}-{span.end - 1}" if span else None
         while True:
-            connection = None if fresh else self._kept(target)
+            connection = None if fresh else self._idle.take(endpoint_of(target))
             if connection is None:
                 connection = self._connect(target, exchange.report)
             self._open[id(connection)] = exchange.connection = connection
@@ -149,15 +140,6 @@ class Requests:
                     raise
                 continue
             return connection
-
-    def _kept(self, target: HttpTarget) -> HttpConnection | None:
-        kept = self._idle.get(endpoint_of(target))
-        while kept:
-            connection = kept.pop()
-            if perf_counter() - connection.used_at_s <= IDLE_S:
-                return connection
-            connection.close()
-        return None
 
     def _connect(self, target: HttpTarget, report: SourceReport) -> HttpConnection:
         started_s = perf_counter()

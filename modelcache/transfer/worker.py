@@ -19,6 +19,7 @@ from modelcache.transfer.batch import BatchReader
 from modelcache.transfer.bodies import Body, check_end
 from modelcache.transfer.buffers import Block, BufferPool
 from modelcache.transfer.checks import BlobCheck, ChunkHash
+from modelcache.transfer.connections import IdleConnections
 from modelcache.transfer.jobs import BlobJob
 from modelcache.transfer.pacing import STEP_BYTES, Pacer
 from modelcache.transfer.report import SourceReport, WorkerTimes
@@ -32,11 +33,11 @@ class Tools:
     settings: TransferSettings
     pool: BufferPool
     pacer: Pacer
+    idle: IdleConnections
     small: SmallBlobs
     open_writer: Callable[[BlobJob], BlobWriter]
     chunk_stored: Callable[[AttemptId, BlobJob, int], None]
     small_stored: Callable[[AttemptId, list[BlobJob]], None]
-    lanes: int
 
 
 class Worker:
@@ -48,7 +49,7 @@ class Worker:
         self.received_bytes = 0  # of the chunk on its way, for progress
         self.blob: BlobId | None = None  # the one being read, which is at fault if that fails
         self._tools = tools
-        self._requests = Requests(tools.settings, self.times)
+        self._requests = Requests(tools.settings, tools.idle, self.times)
         self._aborted = False
 
     @property
@@ -84,10 +85,6 @@ class Worker:
         self._aborted = True
         self._requests.abort()
 
-    def close(self) -> None:
-        """Close all connections."""
-        self._requests.close()
-
     def _read_batch(self, fetch: Fetch, jobs: list[BlobJob], report: SourceReport) -> None:
         """Small blobs, over several connections at once."""
         reader = BatchReader(
@@ -101,7 +98,7 @@ class Worker:
         stored: list[BlobJob] = []
         current: BlobJob | None = None
         try:
-            for job in reader.read(jobs, report, lanes=self._tools.lanes, renew=fetch.renew):
+            for job in reader.read(jobs, report, lanes=fetch.lanes, renew=fetch.renew):
                 if current is not None:
                     stored.append(current)
                 current = job

@@ -128,8 +128,9 @@ class World:
         for action in self.planner.handle(event, self.now_s):
             self.actions.append((self.now_s, action))
             self.perform(action)
-        self.peak = max(self.peak, len(self.open))
-        assert len(self.open) <= self.limits.connections_max
+        connections = sum(fetch.lanes for fetch in self.open.values())
+        self.peak = max(self.peak, connections)
+        assert connections <= self.limits.connections_max
         waiting = [
             blob for blob in self.blobs if blob not in self.finished and blob not in self.given_up
         ]

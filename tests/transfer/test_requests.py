@@ -14,12 +14,14 @@ from modelcache.domain.refs import Ref
 from modelcache.errors import Forbidden, ModelcacheError, OriginChanged, SourceUnavailable
 from modelcache.planner import SourceId
 from modelcache.sources.source import HttpTarget
-from modelcache.transfer import requests as requests_module
+from modelcache.transfer import connections
+from modelcache.transfer.connections import IdleConnections
 from modelcache.transfer.jobs import BlobJob
 from modelcache.transfer.report import SourceReport, WorkerTimes
-from modelcache.transfer.requests import CONNECTIONS_KEPT, Requests
+from modelcache.transfer.requests import Requests
 from tests.transfer.wire import WireServer, answers, read_request
 
+KEPT = 4
 BODY = b"0123456789"
 FILE = File("x", len(BODY), "x", BlobId("origin-1"))
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n" + BODY
@@ -62,7 +64,8 @@ class Asking:
     def __init__(self, server: WireServer, **source: float) -> None:
         self.source = WireSource(server, **source)
         self.report = SourceReport()
-        self.requests = Requests(TransferSettings(stall_timeout_s=5.0), WorkerTimes())
+        self.idle = IdleConnections(KEPT)
+        self.requests = Requests(TransferSettings(stall_timeout_s=5.0), self.idle, WorkerTimes())
         grid = ChunkGrid(FILE.size_bytes, 1 << 21)
         self.job = BlobJob(FILE, grid, self.source, SourceId("origin"), small=True)
 
@@ -81,7 +84,7 @@ def test_a_connection_serves_one_request_after_the_other():
         assert [asking.read() for _ in range(3)] == [BODY] * 3
         assert server.connections == asking.report.connections == 1
         assert asking.report.requests == 3
-        asking.requests.close()
+        asking.idle.close()
 
 
 def test_a_kept_connection_that_its_server_closed_costs_nothing_but_a_new_one():
@@ -90,7 +93,7 @@ def test_a_kept_connection_that_its_server_closed_costs_nothing_but_a_new_one():
         asking = Asking(server)
         assert [asking.read() for _ in range(3)] == [BODY] * 3
         assert server.connections == 3
-        asking.requests.close()
+        asking.idle.close()
 
 
 def test_a_fresh_connection_that_is_closed_is_a_failure():
@@ -98,17 +101,17 @@ def test_a_fresh_connection_that_is_closed_is_a_failure():
         asking = Asking(server)
         with pytest.raises(SourceUnavailable):
             asking.read()
-        asking.requests.close()
+        asking.idle.close()
 
 
 def test_a_connection_that_stays_idle_too_long_is_not_used(monkeypatch: pytest.MonkeyPatch):
     with WireServer(answers([OK], [OK])) as server:
         asking = Asking(server)
         asking.read()
-        monkeypatch.setattr(requests_module, "IDLE_S", -1.0)
+        monkeypatch.setattr(connections, "IDLE_S", -1.0)
         asking.read()
         assert server.connections == 2
-        asking.requests.close()
+        asking.idle.close()
 
 
 def test_an_answer_that_was_not_read_closes_its_connection():
@@ -119,23 +122,21 @@ def test_an_answer_that_was_not_read_closes_its_connection():
         asking.requests.drop_open()
         assert asking.read() == BODY
         assert server.connections == 2
-        asking.requests.close()
+        asking.idle.close()
 
 
 def test_only_so_many_connections_are_kept():
     with WireServer(answers([OK], [OK])) as server:
         asking = Asking(server)
         send = asking.requests.send
-        every = [
-            send(asking.job, None, asking.report, fresh=False) for _ in range(CONNECTIONS_KEPT + 3)
-        ]
+        every = [send(asking.job, None, asking.report, fresh=False) for _ in range(KEPT + 3)]
         for exchange in every:
             body = asking.requests.receive(exchange)
             body.read_into(memoryview(bytearray(len(BODY))))
             asking.requests.done(exchange)
         kept = [exchange for exchange in every if exchange.connection.reusable]  # type: ignore[union-attr]
-        assert len(kept) == CONNECTIONS_KEPT
-        asking.requests.close()
+        assert len(kept) == KEPT
+        asking.idle.close()
 
 
 def test_a_refusal_is_the_sources_to_explain_and_the_connection_is_kept():
@@ -146,7 +147,7 @@ def test_a_refusal_is_the_sources_to_explain_and_the_connection_is_kept():
             asking.read()
         assert asking.read() == BODY
         assert server.connections == 1
-        asking.requests.close()
+        asking.idle.close()
 
 
 def test_an_answer_is_compared_with_the_pin_before_a_byte_of_it():
@@ -155,7 +156,8 @@ def test_an_answer_is_compared_with_the_pin_before_a_byte_of_it():
         asking = Asking(server)
         with pytest.raises(OriginChanged):
             asking.read()
-        asking.requests.close()
+        asking.requests.drop_open()
+        asking.idle.close()
 
 
 def test_a_range_that_was_ignored_is_not_believed():
@@ -163,7 +165,8 @@ def test_a_range_that_was_ignored_is_not_believed():
         asking = Asking(server)
         with pytest.raises(SourceUnavailable, match="ignored the range"):
             asking.read(ByteRange(2, 5))
-        asking.requests.close()
+        asking.requests.drop_open()
+        asking.idle.close()
 
 
 def test_a_range_is_asked_for_by_its_first_and_last_byte():
@@ -177,7 +180,7 @@ def test_a_range_is_asked_for_by_its_first_and_last_byte():
     with WireServer(talk) as server:
         asking = Asking(server)
         assert asking.read(ByteRange(2, 5)) == b"234"
-        asking.requests.close()
+        asking.idle.close()
     assert b"\r\nRange: bytes=2-4\r\n" in seen[0]
 
 
@@ -189,12 +192,12 @@ def test_a_target_is_located_once_and_again_when_it_grows_old_or_is_doubted():
         assert asking.source.located == [False]
         asking.read(fresh=True)
         assert asking.source.located == [False, True]
-        asking.requests.close()
+        asking.idle.close()
         old = Asking(server, good_for_s=1.0)  # less than the margin
         old.read()
         old.read()
         assert old.source.located == [False, False]
-        old.requests.close()
+        old.idle.close()
 
 
 def test_another_thread_wakes_up_who_waits():
@@ -204,4 +207,4 @@ def test_another_thread_wakes_up_who_waits():
         asking.requests.abort()
         with pytest.raises(SourceUnavailable):
             asking.requests.receive(exchange)
-        asking.requests.close()
+        asking.idle.close()
