@@ -458,9 +458,9 @@ class Transfer:
         worker.times.verifying_s += perf_counter() - started_s
 
 
-def damaged(what: str) -> CorruptData:
+def damaged(what: str) -> DigestMismatch:
     """The error when fetching again has not helped either."""
-    return CorruptData(f"{what}, however often it is fetched; the object at the origin is damaged")
+    return DigestMismatch(f"{what}, however often it is fetched; the object at the origin is damaged")
 
 
 def failure_of(error: ModelcacheError) -> Failure:

@@ -11,7 +11,7 @@ import pytest
 from modelcache.agent import Engine
 from modelcache.domain.manifests import Algorithm, File
 from modelcache.domain.refs import Ref
-from modelcache.errors import CorruptData
+from modelcache.errors import DigestMismatch
 from modelcache.sources.s3 import checksums
 from tests.agent.support import CHUNK_BYTES, random_bytes, settings
 from tests.servers.faults import Fault, FaultProxy
@@ -144,7 +144,7 @@ def test_bytes_that_stay_wrong_are_an_error_and_nothing_is_shown(
     bucket.put("m/x", content, ChecksumAlgorithm="CRC64NVME")
     with FaultProxy(minio.url) as proxy:
         proxy.plan = lambda request: Fault(flip_at=100) if reads(request) else None
-        with pytest.raises(CorruptData, match="x does not match the crc64nvme"):
+        with pytest.raises(DigestMismatch, match="x does not match the crc64nvme"):
             pull_tree(bucket.ref("m/x", at=proxy.url), tmp_path)
     assert nothing_visible(tmp_path)
     assert pull_tree(bucket.ref("m/x"), tmp_path) == {"x": content}
