@@ -460,7 +460,9 @@ class Transfer:
 
 def damaged(what: str) -> DigestMismatch:
     """The error when fetching again has not helped either."""
-    return DigestMismatch(f"{what}, however often it is fetched; the object at the origin is damaged")
+    return DigestMismatch(
+        f"{what}, however often it is fetched; the object at the origin is damaged"
+    )
 
 
 def failure_of(error: ModelcacheError) -> Failure:
