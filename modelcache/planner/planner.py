@@ -430,13 +430,20 @@ class Planner:
         return self._launch(source, chosen, now_s, lanes=lanes)
 
     def _lanes(self, now_s: float, *, share: bool) -> int:
-        """Connections that the next batch may keep busy."""
-        free = [source.free(now_s) for source in self._sources.values()]
-        lanes = min(max(free), self._limits.connections_max - self._in_flight())
+        """Connections that the next batch may keep busy; none rather than a thread for one or two.
+
+        An uneven limit would else leave a batch of one connection beside the others for ever.
+        """
+        limit = sum(source.concurrency.limit for source in self._sources.values())
+        free = max(source.free(now_s) for source in self._sources.values())
+        room = limit
         if share and self._large:
-            limit = sum(source.concurrency.limit for source in self._sources.values())
-            lanes = min(lanes, max(1, limit // 4) - self._small_in_flight)
-        return min(lanes, self._limits.batch_weight)
+            room = max(1, limit // 4)
+            free = min(free, room - self._small_in_flight)
+        wanted = min(self._limits.batch_weight, room)
+        in_flight = self._in_flight()
+        lanes = min(wanted, free, self._limits.connections_max - in_flight)
+        return lanes if 4 * lanes >= wanted or not in_flight else 0
 
     def _fair_batch(self, lanes: int) -> int:
         """Blobs for one batch: few enough that all connections get some of what is left."""

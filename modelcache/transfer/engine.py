@@ -124,6 +124,7 @@ class Transfer:
         self._threads: list[threading.Thread] = []
         self._idle = 0
         self._running: dict[AttemptId, Worker] = {}
+        self._lanes = 0  # connections that the running ones use
         self._workers: list[Worker] = []
         self._stopped = False
         self._error: BaseException | None = None
@@ -132,8 +133,8 @@ class Transfer:
 
     @property
     def connections(self) -> int:
-        """Attempts under way."""
-        return len(self._running)
+        """Connections in use."""
+        return self._lanes
 
     @property
     def left(self) -> int:
@@ -355,8 +356,9 @@ class Transfer:
                     task = self._tasks.popleft()
                     if isinstance(task, Fetch):
                         self._running[task.attempt] = worker
-                        busy = len(self._running)
-                        self._report.connections_peak = max(self._report.connections_peak, busy)
+                        self._lanes += task.lanes
+                        peak = max(self._report.connections_peak, self._lanes)
+                        self._report.connections_peak = peak
                     worker.times.waiting_s += perf_counter() - started_s
                     return task
                 self._idle += 1
@@ -386,6 +388,7 @@ class Transfer:
             )
         with self._changed:
             del self._running[fetch.attempt]
+            self._lanes -= fetch.lanes
             self._idle += 1  # this worker takes one of the tasks that follow
             self._feed(event)
             self._idle -= 1
