@@ -133,7 +133,7 @@ class StoreFull(StoreError):
 
 
 class StoreReadOnly(StoreError):
-    """The store cannot be written by this user."""
+    """The store cannot be written, or not be used at all, by this user."""
 
     code = "store_read_only"
 

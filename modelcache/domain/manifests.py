@@ -28,6 +28,11 @@ _BLOB: Final = re.compile(r"(sha256|origin)-[0-9a-f]{64}")
 SHORT_ID: Final = 12  # hex digits of a model id that labels and tables show
 
 
+def is_blob_id(text: str) -> bool:
+    """Whether a name can be a blob's: what else lies in a store is not ours."""
+    return _BLOB.fullmatch(text) is not None
+
+
 class Algorithm(StrEnum):
     """Checksums that origins publish."""
 
@@ -199,7 +204,7 @@ def _file(entry: Mapping[str, Any]) -> File:
     size, blob = entry["size"], entry["blob"]
     if type(size) is not int or size < 0:
         raise ValueError("a size is not a number of bytes")
-    if not _BLOB.fullmatch(blob):  # it becomes a path in the store
+    if not is_blob_id(blob):  # it becomes a path in the store
         raise ValueError("a blob id is malformed")
     return File(
         path=_text(entry["path"]),

@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from modelcache.domain.manifests import BlobId, Manifest, ModelId
+from modelcache.domain.manifests import BlobId, Manifest, ModelId, is_blob_id
 from modelcache.errors import CorruptData, NotInStore
 from modelcache.store import files, leases, partials
-from modelcache.store.layout import RECEIPT_SUFFIX
 from modelcache.store.store import Store
 
 
@@ -42,10 +42,10 @@ class Committed:
 def usage(store: Store) -> Usage:
     """Add up what is there."""
     found = Usage(quota_bytes=store.settings.quota_bytes)
-    with suppress(FileNotFoundError):
-        filesystem = os.statvfs(store.layout.root)
-        found.free_bytes = filesystem.f_bavail * filesystem.f_frsize
-        found.filesystem_bytes = filesystem.f_blocks * filesystem.f_frsize
+    root = store.layout.root
+    filesystem = os.statvfs(next(path for path in (root, *root.parents) if path.exists()))
+    found.free_bytes = filesystem.f_bavail * filesystem.f_frsize
+    found.filesystem_bytes = filesystem.f_blocks * filesystem.f_frsize
     blobs = stored_blobs(store)
     found.blobs = len(blobs)
     found.blobs_bytes = sum(blobs.values())
@@ -66,10 +66,10 @@ def stored_blobs(store: Store) -> dict[BlobId, int]:
     """Every complete blob with its size, wanted or not."""
     found: dict[BlobId, int] = {}
     with files.translated(store.layout.blobs), suppress(FileNotFoundError):
-        for folder in sorted(store.layout.blobs.iterdir()):
+        for folder in sorted(filter(Path.is_dir, store.layout.blobs.iterdir())):
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if not entry.name.endswith((RECEIPT_SUFFIX, files.TEMPORARY_SUFFIX)):
+                    if is_blob_id(entry.name):
                         with suppress(FileNotFoundError):
                             found[BlobId(entry.name)] = entry.stat(follow_symlinks=False).st_size
     return found

@@ -25,7 +25,7 @@ BUFFERED_BYTES: Final = 256 << 10  # of one write through the page cache: see `p
 _FICLONE: Final = 0x40049409  # linux/fs.h
 _START_WRITE: Final = 2  # SYNC_FILE_RANGE_WRITE, linux/fs.h; only a hint, so errors do not matter
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-_READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM})
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -42,7 +42,9 @@ def translated(path: Path | str) -> Iterator[None]:
                 f"no space left on the disk for {path}; free some, run `modelcache gc`, or remove "
                 "a model. Finished chunks are kept"
             ) from error
-        if error.errno in _READ_ONLY:
+        if error.errno in _FORBIDDEN:
+            raise StoreReadOnly(f"this user has no access to {path}: {error.strerror}") from error
+        if error.errno == errno.EROFS:
             raise StoreReadOnly(f"store cannot be written: {path}: {error.strerror}") from error
         raise StoreError(f"{path}: {error.strerror}") from error
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from modelcache.domain.manifests import BlobId
+from modelcache.domain.manifests import BlobId, is_blob_id
 from modelcache.store import files, locks
 from modelcache.store.journal import read_header, read_records
-from modelcache.store.layout import SMALL_PREFIX, Layout
+from modelcache.store.layout import Layout
 
 DATA: Final = "data"
 JOURNAL: Final = "journal"
@@ -95,7 +95,7 @@ def all_partials(layout: Layout) -> Iterator[Partial]:
     """Every blob under way, held or left."""
     with suppress(FileNotFoundError):
         for folder in sorted(layout.partial.iterdir()):
-            if not folder.name.startswith(SMALL_PREFIX):
+            if is_blob_id(folder.name) and folder.is_dir():
                 yield _describe(folder)
 
 

@@ -16,7 +16,6 @@ directory descriptor instead of paths.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import threading
 from contextlib import suppress
@@ -26,7 +25,7 @@ from typing import Final
 import xxhash
 
 from modelcache.config import BLOCK_BYTES
-from modelcache.domain.manifests import BlobId
+from modelcache.domain.manifests import BlobId, is_blob_id
 from modelcache.errors import StoreError
 from modelcache.store import files, locks, receipts
 from modelcache.store.layout import RECEIPT_SUFFIX, SMALL_PREFIX, Layout, fan_out
@@ -37,7 +36,6 @@ SYNC_EACH_MAX: Final = 64  # below, waiting for what others wrote to this disk w
 GROUP_BYTES_MAX: Final = 256 << 20  # bounds what a power cut can take
 _LOCK: Final = "lock"
 _FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-_BLOB_NAME: Final = re.compile(r"(?:sha256|origin)-[0-9a-f]{64}")
 
 
 class SmallBlobs:
@@ -247,7 +245,7 @@ def _adopt_folder(layout: Layout, folder: Path) -> int:
 
 
 def _is_whole(layout: Layout, path: Path) -> bool:
-    if not _BLOB_NAME.fullmatch(path.name):
+    if not is_blob_id(path.name):
         return False
     receipt = receipts.read(path, path.with_name(path.name + RECEIPT_SUFFIX))
     if receipt is None:  # its commit was cut between the two renames

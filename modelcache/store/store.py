@@ -74,6 +74,8 @@ class Store:
         layout = Layout(settings.path)
         store = cls(layout, settings, writable=write)
         with files.translated(settings.path):
+            if settings.path.exists() and not settings.path.is_dir():
+                raise StoreError(f"store {settings.path} is not a folder; name one with --store")
             if write and not layout.marker.exists():
                 store._create()
             store._check_format()

@@ -132,7 +132,7 @@ def test_a_file_where_the_store_should_be_is_named(shell: Shell, tmp_path: Path,
     shell.store.write_text("mine")
     done = shell.call(*command)
     assert done.code == 1
-    assert str(shell.store) in done.complaint
+    assert f"{shell.store} is not a folder" in done.complaint
     assert shell.store.read_text() == "mine"
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
 from modelcache.errors import CorruptData, StoreError
-from modelcache.store import WriteMode, receipts, room
+from modelcache.store import WriteMode, census, receipts, room
 from tests.store.processes import holding
 from tests.store.support import (
     CHUNK,
@@ -221,3 +223,20 @@ def test_files_deleted_by_hand_harm_nobody_else(store):
     check_tidy(store, kept)
     assert tree(store.layout.snapshot(kept.model_id)) == {"kept": ORPHAN}
     assert len(blob_files(store)) == 1
+
+
+def test_what_is_not_ours_is_neither_counted_nor_touched(store):
+    manifest = put_model(store, {"a.bin": random_bytes(3 * CHUNK), "b.json": b"{}"})
+    usage = census.usage(store)
+    folders = store.layout.folders()
+    for folder in folders:
+        (folder / ".DS_Store").write_bytes(b"mine")
+        (folder / "notes").mkdir()
+        (folder / "notes" / "todo").write_bytes(b"mine too")
+    assert census.usage(store) == replace(usage, free_bytes=ANY)
+    collect(store)
+    assert store.drop_model(manifest.model_id)
+    for folder in folders:
+        if folder != store.layout.trash:
+            assert (folder / ".DS_Store").read_bytes() == b"mine"
+            assert (folder / "notes" / "todo").read_bytes() == b"mine too"
