@@ -31,6 +31,9 @@ from modelcache.errors import InvalidConfig
 ENVIRONMENT_PREFIX: Final = "MODELCACHE_"
 BLOCK_BYTES: Final = 2 * MIB  # one read, one hash, one write; divides every chunk size
 
+Flags = Mapping[str, tuple[str, str | int | bool | None]]
+"""Options of a command line: what a user writes, the `group.field` it overrides, and the value."""
+
 
 class IoMode(StrEnum):
     """How weights are written: past the page cache, through it, or as the moment suggests."""
@@ -168,14 +171,18 @@ def load_settings(
     return _validated(_apply_environment(settings, environment))
 
 
-def override(settings: Settings, flags: Mapping[str, str | int | bool | None]) -> Settings:
-    """Apply flags, named `group.field`, over settings; None is not given. Raises InvalidConfig."""
-    table: dict[str, Any] = {}
-    for name, value in flags.items():
+def override(settings: Settings, flags: Flags) -> Settings:
+    """Apply flags over settings; a value of None is not given. Raises InvalidConfig."""
+    for flag, (name, value) in flags.items():
         if value is not None:
             group, _, inner = name.partition(".")
-            table.setdefault(group, {})[inner] = value
-    return _validated(_apply_table(settings, table, where="option"))
+            try:
+                settings = _apply_table(settings, {group: {inner: value}}, where=flag)
+                _validated(settings)
+            except InvalidConfig as error:  # a user of flags need not know the settings' names
+                message = error.message.removeprefix(f"{flag}: ").replace(name, flag)
+                raise InvalidConfig(message) from error
+    return settings
 
 
 def parse_size(text: str) -> int:
@@ -273,7 +280,7 @@ def _convert(value: Any, current: Any, where: str) -> Any:  # noqa: ANN401, PLR0
             case bool():
                 return value if isinstance(value, bool) else _parse_bool(str(value))
             case StrEnum():
-                return type(current)(str(value))
+                return _choice(value, type(current))
             case int():
                 return value if type(value) is int else parse_size(str(value))
             case float():
@@ -285,12 +292,13 @@ def _convert(value: Any, current: Any, where: str) -> Any:  # noqa: ANN401, PLR0
             case _:
                 return _text(value)
     except (InvalidConfig, ValueError, RuntimeError) as error:  # RuntimeError: `~` of nobody
-        accepted = (
-            f"; known are {[str(item) for item in type(current)]}"
-            if isinstance(current, StrEnum)
-            else ""
-        )
-        raise InvalidConfig(f"{where}: {error}{accepted}") from error
+        raise InvalidConfig(f"{where}: {error}") from error
+
+
+def _choice(value: object, known: type[StrEnum]) -> StrEnum:
+    if value not in list(known):
+        raise InvalidConfig(f"{value!r} is none of {', '.join(known)}")
+    return known(str(value))
 
 
 def _text(value: object) -> str:

@@ -21,17 +21,16 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
-from modelcache.errors import Cancelled, ModelcacheError
+from modelcache.errors import Cancelled, ModelcacheError, UsageError
 
 if TYPE_CHECKING:
     from modelcache.agent import Engine
-    from modelcache.config import Settings
+    from modelcache.config import Flags, Settings
     from modelcache.transfer.report import Progress
 
 app = typer.Typer(
     name="modelcache",
-    help="Make model weights appear on this node as fast as the hardware allows.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -53,6 +52,31 @@ def _complete_models(incomplete: str) -> Iterator[str]:
                         yield name
     except ModelcacheError:
         return  # a shell is no place for errors
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        import modelcache  # noqa: PLC0415
+
+        typer.echo(modelcache.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    context: typer.Context,
+    *,
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Make model weights appear on this node as fast as the hardware allows."""
+    if context.invoked_subcommand is None:
+        _say(context.get_help())
+        raise typer.Exit(UsageError.exit_code)
 
 
 Store = Annotated[
@@ -126,12 +150,12 @@ def pull(  # noqa: PLR0917 - one parameter for each option
 
     parsed = parse_ref(ref).filtered(_split(include), _split(exclude))
     flags = {
-        "transfer.io": io,
-        "transfer.bandwidth_limit_bytes_s": limit_rate,
-        "transfer.connections_max": connections,
-        "transfer.retries_max": retries,
-        "transfer.verify_md5": verify_md5 or None,
-        "file.link": link,
+        "--io": ("transfer.io", io),
+        "--limit-rate": ("transfer.bandwidth_limit_bytes_s", limit_rate),
+        "--connections": ("transfer.connections_max", connections),
+        "--retries": ("transfer.retries_max", retries),
+        "--verify-md5": ("transfer.verify_md5", verify_md5 or None),
+        "--link": ("file.link", link),
     }
     last: list[Progress] = []
     with _engine(store, config, flags=flags) as engine, _cancellation(last) as cancel:
@@ -430,11 +454,7 @@ def main() -> NoReturn:
     collector.set_threshold(100_000)
     atexit.register(collector.freeze)
     try:
-        app(args=arguments, prog_name="modelcache")
-    except ModelcacheError as error:
-        sys.exit(_report(error.code, error.message, error.exit_code, arguments))
-    except KeyboardInterrupt:
-        sys.exit(_report(Cancelled.code, "stopped", Cancelled.exit_code, arguments))
+        sys.exit(_run(arguments))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more
         sys.exit(1)
@@ -446,7 +466,20 @@ def main() -> NoReturn:
             raise
         text = f"this is a bug: {type(error).__name__}: {error}; {TRACEBACK_VARIABLE}=1 shows where"
         sys.exit(_report("bug", text, 1, arguments))
-    sys.exit(0)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        code: int | None = app(args=arguments, prog_name="modelcache", standalone_mode=False)
+    except typer.TyperException as error:  # arguments that do not parse
+        return _report(UsageError.code, _with_hint(error), error.exit_code, arguments)
+    except ModelcacheError as error:
+        return _report(error.code, error.message, error.exit_code, arguments)
+    except KeyboardInterrupt:
+        code = Cancelled.exit_code
+    if code == Cancelled.exit_code:  # so does typer answer to a KeyboardInterrupt
+        _report(Cancelled.code, "stopped", Cancelled.exit_code, arguments)
+    return code or 0
 
 
 def spread_lists(arguments: Sequence[str]) -> list[str]:
@@ -484,6 +517,13 @@ def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def _with_hint(error: typer.TyperException) -> str:
+    """What does not parse, in one line, and where help is."""
+    text = error.format_message().strip().removesuffix(".")
+    context = getattr(error, "ctx", None)
+    return f"{text}; `{context.command_path} -h` helps" if context else text
+
+
 def _split(globs: Sequence[str] | None) -> list[str]:
     return [glob for text in globs or () for glob in text.split(",") if glob]
 
@@ -500,9 +540,7 @@ def _stopped(last: Sequence[Progress]) -> str:
     )
 
 
-def _settings(
-    store: Path | None, config: Path | None, flags: dict[str, str | int | bool | None]
-) -> Settings:
+def _settings(store: Path | None, config: Path | None, flags: Flags) -> Settings:
     """Defaults, file, environment, flags: each overrides what is before it."""
     from modelcache.config import load_settings, override  # noqa: PLC0415
 
@@ -516,7 +554,7 @@ def _engine(
     config: Path | None,
     *,
     write: bool = True,
-    flags: dict[str, str | int | bool | None] | None = None,
+    flags: Flags | None = None,
 ) -> Iterator[Engine]:
     from modelcache.agent import Engine  # noqa: PLC0415
 

@@ -51,9 +51,20 @@ def test_json_has_the_error_too(shell: Shell):
 def test_a_command_line_that_does_not_parse_says_how_to_get_help(shell: Shell, arguments):
     done = shell.run(*arguments)
     assert (done.code, done.out) == (2, "")
-    assert "-h" in done.err
-    assert "Error: " in done.err
-    assert "Traceback" not in done.err
+    assert "-h` helps" in done.complaint
+
+
+def test_json_has_the_misspelt_option_too(shell: Shell):
+    done = shell.run("pull", "file:///m", "--json", "--conections", "4")
+    assert (done.code, done.err) == (2, "")
+    assert done.json["error"]["code"] == "usage"
+    assert "--conections" in done.json["error"]["message"]
+
+
+def test_no_command_at_all_shows_the_commands(shell: Shell):
+    done = shell.run()
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("Usage: modelcache")
 
 
 @pytest.mark.parametrize(
@@ -61,10 +72,10 @@ def test_a_command_line_that_does_not_parse_says_how_to_get_help(shell: Shell, a
     [
         (("--limit-rate", "10x"), "'10x' is not a size"),
         (("--max-age", "soon"), "'soon' is not a duration"),
-        (("--io", "fast"), "'fast'"),
-        (("--link", "symlink"), "'symlink'"),
-        (("--connections", "0"), "connections"),
-        (("--retries", "-1"), "retries"),
+        (("--io", "fast"), "--io: 'fast' is none of direct, buffered, auto"),
+        (("--link", "symlink"), "--link: 'symlink' is none of reflink, hardlink, copy"),
+        (("--connections", "0"), "--connections must be at least 1"),
+        (("--retries", "-1"), "--retries must not be negative"),
     ],
 )
 def test_an_option_with_an_impossible_value_is_a_usage_error(shell: Shell, options, words: str):

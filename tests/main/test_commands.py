@@ -172,6 +172,12 @@ def test_every_command_has_help_and_json(shell: Shell, command: str):
     assert "--json" in done.out
 
 
+def test_the_version_is_an_option_and_a_command(shell: Shell):
+    asked = shell.run("--version")
+    assert (asked.code, asked.err) == (0, "")
+    assert asked.out == shell.run("version").out
+
+
 def test_the_program_lists_its_commands(shell: Shell):
     done = shell.run("--help")
     assert done.code == 0
