@@ -141,7 +141,7 @@ def test_the_file_is_found_in_the_usual_places(tmp_path: Path):
         ("[store]\nlow_watermark = 0.99\n", "watermark"),
         ("[store]\nhigh_watermark = nan\n", "watermark"),
         ("[store]\nchunk_bytes = 1000\n", "multiple"),
-        ("[transfer]\nio = 'fast'\n", "'direct', 'buffered', 'auto'"),
+        ("[transfer]\nio = 'fast'\n", "is none of direct, buffered, auto"),
         ("[transfer]\nverify_md5 = 'maybe'\n", "yes or no"),
         ("[transfer]\nmemory_bytes = 1\n", "at least"),
         ("[transfer]\nconnections_start = 0\n", "connections_start"),
@@ -155,7 +155,7 @@ def test_the_file_is_found_in_the_usual_places(tmp_path: Path):
         ("[s3]\nstyle = 'wild'\n", "path or virtual"),
         ("[s3]\nendpoint = ['x']\n", "s3.endpoint: expected text, found list"),
         ("[http]\nheaders = [1]\n", "http.headers: expected text"),
-        ("[file]\nlink = 'soft'\n", "'reflink', 'hardlink', 'copy'"),
+        ("[file]\nlink = 'soft'\n", "is none of reflink, hardlink, copy"),
         ("max_age_s = -1\n", "max_age_s"),
     ],
 )
