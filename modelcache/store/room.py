@@ -38,8 +38,9 @@ def reserve(store: Store, need_bytes: int, *, keep: ModelId, now_s: float) -> li
             if wish <= 0:
                 return []
             leases.reap(store.layout)
-            orphans = garbage.drop_orphans(store)
-            return _evict(store, must - orphans, wish - orphans, keep=keep, now_s=now_s)
+            if orphans := garbage.drop_orphans(store):
+                must, wish = _lacking(store, need_bytes, keep=keep, freed_bytes=orphans)
+            return _evict(store, must, wish, keep=keep, now_s=now_s)
     finally:
         store.empty_trash()
 
@@ -60,10 +61,15 @@ def collect_garbage(store: Store, *, now_s: float, partial_older_than_s: float) 
     return report
 
 
-def _lacking(store: Store, need_bytes: int, *, keep: ModelId) -> tuple[int, int]:
-    """Bytes that must be freed, and that had better be."""
+def _lacking(
+    store: Store, need_bytes: int, *, keep: ModelId, freed_bytes: int = 0
+) -> tuple[int, int]:
+    """Bytes that must be freed, and that had better be.
+
+    freed_bytes: in the trash already, which the disk learns of only when it is emptied.
+    """
     filesystem = os.statvfs(store.layout.root)
-    free = filesystem.f_bavail * filesystem.f_frsize - store.settings.reserve_bytes
+    free = filesystem.f_bavail * filesystem.f_frsize - store.settings.reserve_bytes + freed_bytes
     committed = census.committed(store, keep=keep)
     lacking = max(0, need_bytes + committed.unwritten_bytes - free)
     must, wish = _over_quota(store, committed.used_bytes + need_bytes)

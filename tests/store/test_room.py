@@ -139,6 +139,14 @@ def test_orphans_go_before_any_model(small_store):
     assert room.usage(small_store).blobs_bytes == 40 * KIB
 
 
+def test_orphans_that_make_room_enough_cost_no_model(small_store):
+    """Below the high mark again, though not at the low one: nothing else has to go."""
+    kept = put_used(small_store, "a", 66 * KIB, age_s=3000)
+    put(small_store, random_bytes(16 * KIB, 99))
+    assert reserve(small_store, 20 * KIB) == []
+    assert small_store.snapshot_path(kept) is not None
+
+
 def test_what_other_pulls_have_yet_to_fetch_is_spoken_for(small_store):
     coming = manifest_of(content("a", 60 * KIB))
     with small_store.begin_model(coming, "test"):
