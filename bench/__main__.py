@@ -85,8 +85,8 @@ def machine(folder: Path) -> dict[str, Any]:
             break
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     filesystem = subprocess.run(
-        ["stat", "-f", "-c", "%T", str(folder)], capture_output=True, text=True, check=False
-    ).stdout.strip()
+        ["df", "--output=fstype", str(folder)], capture_output=True, text=True, check=False
+    ).stdout.split()[-1]
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "processors": os.cpu_count(),
@@ -103,6 +103,7 @@ def _versions() -> dict[str, str]:
     found: dict[str, str] = {}
     for name, arguments in {
         "rclone": ["version"],
+        "s5cmd": ["version"],
         "aria2c": ["--version"],
         "curl": ["--version"],
         "nginx": ["-v"],
@@ -114,7 +115,7 @@ def _versions() -> dict[str, str]:
                 [program, *arguments], capture_output=True, text=True, check=False
             )
             found[name] = (done.stdout or done.stderr).splitlines()[0].strip()
-    for package in ("boto3", "awscrt", "obstore", "s5cmd"):
+    for package in ("boto3", "awscrt", "obstore"):
         done = subprocess.run(
             [
                 sys.executable,
