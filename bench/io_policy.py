@@ -1,8 +1,10 @@
-"""Direct or buffered: the pull alone, the first read after it, and both where memory is tight.
+"""Direct or buffered: the pull alone and the first read after it, by the state memory is in.
 
-`--io auto` (modelcache/transfer/policy.py) rests on these numbers. A reader that follows is played
-by reading every byte of the snapshot once, as a loader does. Memory is made tight by a memory
-cgroup around the pull, where the machine lets us make one.
+`--io auto` (modelcache/transfer/policy.py and memory.py) rests on these numbers. A reader that
+follows is played by reading every byte of the snapshot once, as a loader does. Before each pull
+as much memory as the model takes is filled and freed: a guest that gives free pages back to its
+host still has them just after, and no longer has them ten seconds later. Memory is made tight by
+a memory control group around the pull, where the machine lets us make one.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 from bench import measure
@@ -24,6 +26,10 @@ SIZE_BYTES = 3 << 30
 TIGHT_BYTES = 768 << 20
 CGROUPS = Path("/sys/fs/cgroup")
 MODES = ("direct", "buffered")
+JUST_FREED = "just freed"
+FREED_BEFORE = "freed 10 s before"
+TIGHT = f"{TIGHT_BYTES >> 20} MiB"
+IDLE_S = 10.0  # free pages are given back after about two seconds
 
 
 def measure_policies(folder: Path, rounds: int) -> list[dict[str, Any]]:
@@ -37,8 +43,8 @@ def measure_policies(folder: Path, rounds: int) -> list[dict[str, Any]]:
     ):
         origins.warm(origin)
         for number in range(rounds):
-            for memory in ("plenty", "tight"):
-                if memory == "tight" and procs is None:
+            for memory in (JUST_FREED, FREED_BEFORE, TIGHT):
+                if memory == TIGHT and procs is None:
                     continue
                 for mode in MODES:
                     place = folder / "io"
@@ -46,8 +52,9 @@ def measure_policies(folder: Path, rounds: int) -> list[dict[str, Any]]:
                         (place / name).mkdir(parents=True)
                     command = modelcache(Task(origin, place / "store", place / "scratch"))
                     command += ["--io", mode]
-                    if memory == "tight":
+                    if memory == TIGHT:
                         command = ["sh", "-c", f'echo $$ > {procs}; exec "$@"', "sh", *command]
+                    _fill_and_free(place / "filler", idle_s=IDLE_S * (memory == FREED_BEFORE))
                     run = _run(command, {"HOME": str(place)}, place)
                     runs.append({"memory": memory, "mode": mode, "round": number, **run})
                     print(f"  {runs[-1]}", file=sys.stderr)
@@ -69,6 +76,15 @@ def _run(command: list[str], environment: dict[str, str], place: Path) -> dict[s
         "read_s": perf_counter() - read_start_s,
         "sync_s": cost.synced_s - cost.wall_s,
     }
+
+
+def _fill_and_free(path: Path, *, idle_s: float) -> None:
+    block = bytes(256 << 10)
+    with path.open("wb", buffering=0) as file:
+        for _ in range(SIZE_BYTES // len(block)):
+            file.write(block)
+    path.unlink()
+    sleep(idle_s)
 
 
 def _read(path: Path) -> None:

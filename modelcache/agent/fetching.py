@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import ClassVar, Final
 
 from modelcache.agent.clock import wall_clock_s
 from modelcache.config import BLOCK_BYTES, Settings
@@ -21,11 +21,12 @@ from modelcache.domain.refs import Ref, Scheme
 from modelcache.errors import Cancelled
 from modelcache.planner import SourceId
 from modelcache.sources.source import LocalTarget, Source
-from modelcache.store import BlobBusy, BlobWriter, SmallBlobs, Store
+from modelcache.store import BlobBusy, BlobWriter, SmallBlobs, Store, WriteMode
 from modelcache.transfer.checks import best_checksum
 from modelcache.transfer.engine import Transfer
 from modelcache.transfer.jobs import BlobJob
-from modelcache.transfer.policy import available_memory_bytes, write_mode
+from modelcache.transfer.memory import cheap_memory_bytes
+from modelcache.transfer.policy import write_mode
 from modelcache.transfer.report import FileProgress, Phase, Progress, ProgressCallback, Report
 
 ACTIVE_MAX: Final = 64  # files shown as under way
@@ -35,6 +36,9 @@ BUSY_POLL_S: Final = 0.1  # how often a blob that another process fetches is loo
 
 class Fetching:
     """What a pull and a repair share: jobs, writers, progress, waiting for other processes."""
+
+    reader_follows: ClassVar[bool]
+    """Whether somebody is about to read what is fetched."""
 
     def __init__(
         self,
@@ -60,7 +64,7 @@ class Fetching:
         self._retries = 0
         self._hedges = 0
         self._need_bytes = 0
-        self._available_bytes = available_memory_bytes()
+        self._cheap_bytes = cheap_memory_bytes()
 
     def fetch(self, files: Sequence[File], source: Source, *, resume: bool = True) -> None:
         """Bring these blobs into the store; wait for those that somebody else is bringing."""
@@ -104,19 +108,22 @@ class Fetching:
         return job
 
     def _writer(self, job: BlobJob) -> BlobWriter:
-        mode = write_mode(
-            self.settings.transfer.io,
-            size_bytes=job.file.size_bytes,
-            model_bytes=self._need_bytes,
-            available_bytes=self._available_bytes,
-            reader_follows=False,
-        )
+        mode = self._write_mode(job.file.size_bytes)
         self.report.io = mode.value
         writer = self.store.writer(job.file.blob, job.file.size_bytes, mode=mode)
         target = job.target(fresh=False) if self.ref.scheme is Scheme.FILE else None
         if isinstance(target, LocalTarget) and target.share:
             writer.share(Path(target.path), link=target.link)
         return writer
+
+    def _write_mode(self, size_bytes: int) -> WriteMode:
+        return write_mode(
+            self.settings.transfer.io,
+            size_bytes=size_bytes,
+            model_bytes=self._need_bytes,
+            cheap_bytes=self._cheap_bytes,
+            reader_follows=self.reader_follows,
+        )
 
     def _wait_for(self, busy: Sequence[BlobJob], source: Source) -> list[BlobJob]:
         """Wait until others have brought these blobs; return those whose fetcher gave up."""

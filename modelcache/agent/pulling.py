@@ -24,6 +24,8 @@ from modelcache.transfer.report import Phase
 class Pull(Fetching):
     """One pull, from ref to snapshot."""
 
+    reader_follows = True  # a pull is asked for by whom it keeps waiting
+
     def run(self) -> Snapshot:
         """See Engine.pull."""
         cpu_before = os.times()

@@ -12,12 +12,13 @@ from modelcache.errors import ModelcacheError
 from modelcache.sources.opening import open_source
 from modelcache.store import Store, snapshots
 from modelcache.store import repair as repairs
-from modelcache.transfer.policy import write_mode
 from modelcache.transfer.report import ProgressCallback
 
 
 class Repair(Fetching):
     """Fetch the bad chunks of complete blobs again, and only those."""
+
+    reader_follows = False
 
     def __init__(
         self,
@@ -48,15 +49,9 @@ class Repair(Fetching):
 
     def _begin(self, file: File) -> None:
         """Set up a partial with the good chunks; the pull then resumes it."""
-        mode = write_mode(
-            self.settings.transfer.io,
-            size_bytes=file.size_bytes,
-            model_bytes=0,
-            available_bytes=0,
-            reader_follows=False,
-        )
         if self.store.has_blob(file.blob, file.size_bytes):
             bad = self._damaged[file.blob]
+            mode = self._write_mode(file.size_bytes)
             repairs.reopen(self.store, file.blob, file.size_bytes, bad, mode=mode).close()
 
     def _add_empty_again(self, files: Sequence[File]) -> None:

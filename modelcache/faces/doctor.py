@@ -28,6 +28,8 @@ from modelcache.errors import ModelcacheError
 from modelcache.faces import units
 from modelcache.sources.opening import open_source
 from modelcache.store import files
+from modelcache.transfer.memory import cheap_memory_bytes
+from modelcache.transfer.policy import MEMORY_SHARE
 
 DISK_TEST_BYTES: Final = 512 * MIB
 NETWORK_TEST_BYTES: Final = 1024 * MIB
@@ -75,6 +77,7 @@ def examine(settings: Settings, ref: Ref | None) -> Iterator[Finding]:
     folder = _nearest(settings.store.path)
     yield from _filesystem(folder, settings)
     yield from _features(folder)
+    yield _page_cache()
     yield _network()
     if ref is not None:
         yield from _origin(settings, ref)
@@ -168,7 +171,7 @@ def _disk(path: Path) -> Finding:
     try:
         fd = os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
     except OSError:
-        advice = "writes go through the page cache, at several times the CPU; use ext4 or xfs"
+        advice = "writes go through the page cache, at more CPU and memory; use ext4 or xfs"
         return Finding("O_DIRECT", Verdict.WARN, "refused by this filesystem", advice)
     try:
         files.preallocate(fd, DISK_TEST_BYTES)
@@ -194,6 +197,15 @@ def _in_threads(write: Callable[[int, memoryview], int], size_bytes: int, thread
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, range(threads)))  # raises what a thread raised
+
+
+def _page_cache() -> Finding:
+    cheap_bytes = cheap_memory_bytes()
+    if cheap_bytes:
+        most = units.size(int(cheap_bytes * MEMORY_SHARE))
+        return Finding("page cache", Verdict.OK, f"--io auto leaves pulls of up to {most} in it")
+    detail = "free pages belong to the host of this virtual machine; --io auto writes past it"
+    return Finding("page cache", Verdict.OK, detail)
 
 
 def _network() -> Finding:

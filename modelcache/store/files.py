@@ -70,8 +70,8 @@ def pwrite_buffered(fd: int, data: memoryview, offset: int) -> None:
     """Write all of `data` through the page cache, and start its way to the disk.
 
     A write of 2 MiB makes the kernel look for 2 MiB of memory in one piece, which here took ten
-    times as long as the copying; 256 KiB cost 0.2 cpu-s/GB (`bench/io_policy.py`). What is on its
-    way early is not waited for by the sync at the end.
+    times as long as the copying; 256 KiB did not. What is on its way early is not waited for by
+    the sync at the end.
     """
     for start in range(0, data.nbytes, BUFFERED_BYTES):
         pwrite_all(fd, data[start : start + BUFFERED_BYTES], offset + start)

@@ -33,9 +33,15 @@ def findings(store: Path, ref: str | None = None) -> dict[str, Finding]:
 
 def test_every_finding_has_a_verdict_and_nothing_is_left_behind(tmp_path: Path):
     found = findings(tmp_path / "not" / "there")
-    assert {"system", "limits", "store", "xattr", "reflink", "network"} <= set(found)
+    assert {"system", "limits", "store", "xattr", "reflink", "page cache", "network"} <= set(found)
     assert all(isinstance(item.verdict, Verdict) and item.detail for item in found.values())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("cheap", "said"), [(0, "writes past it"), (64 << 30, "up to 17.2 GB")])
+def test_what_auto_does_here_is_told(tmp_path: Path, monkeypatch, cheap: int, said: str):
+    monkeypatch.setattr(doctor, "cheap_memory_bytes", lambda: cheap)
+    assert said in findings(tmp_path)["page cache"].detail
 
 
 def test_a_folder_with_a_store_is_left_as_it_was(tmp_path: Path):

@@ -9,7 +9,9 @@ import pytest
 
 import modelcache
 from modelcache import errors
+from modelcache.agent import fetching
 from modelcache.domain.refs import parse_ref
+from modelcache.transfer.policy import DIRECT_BYTES_MIN
 from modelcache.transfer.report import Phase, Progress
 from tests.agent.support import tree
 from tests.main.conftest import FILES, MIB
@@ -155,3 +157,16 @@ def test_names_that_are_not_there_are_attribute_errors():
     with pytest.raises(AttributeError, match="nonsense"):
         _ = modelcache.nonsense
     assert all(hasattr(modelcache, name) for name in modelcache.__all__)
+
+
+@pytest.mark.parametrize(("cheap_bytes", "written"), [(0, "direct"), (1 << 36, "buffered")])
+def test_a_pull_stays_in_memory_where_that_is_cheap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cheap_bytes: int, written: str
+):
+    monkeypatch.setattr(fetching, "cheap_memory_bytes", lambda: cheap_bytes)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(bytes(DIRECT_BYTES_MIN))
+    snapshot = modelcache.pull(f"file://{tmp_path}/model", store=tmp_path / "store")
+    assert snapshot.report is not None
+    assert snapshot.report.io == written
+    assert tree(snapshot.path) == {"weights": bytes(DIRECT_BYTES_MIN)}
