@@ -13,7 +13,7 @@ from modelcache.domain.ranges import MIB
 from modelcache.domain.refs import parse_ref
 from modelcache.faces import doctor
 from modelcache.faces.doctor import Finding, Verdict, examine, report_text
-from modelcache.sources.http import asking
+from modelcache.sources.web import asking
 from tests.main.conftest import origin  # noqa: F401 - a fixture
 from tests.servers.faults import FaultProxy
 from tests.servers.process import free_port

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modelcache.sources.http import asking
+from modelcache.sources.web import asking
 from tests.agent.support import random_bytes
 from tests.main.support import Shell
 from tests.servers.faults import FaultProxy

@@ -19,7 +19,7 @@ from modelcache.errors import (
     SourceUnavailable,
     Throttled,
 )
-from modelcache.sources.http import answers
+from modelcache.sources.web import answers
 
 MONDAY = "Mon, 02 Jan 2023 10:00:00 GMT"
 TUESDAY = "Tue, 03 Jan 2023 10:00:00 GMT"

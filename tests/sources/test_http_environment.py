@@ -13,8 +13,9 @@ import pytest
 from modelcache.config import HttpSettings, TransferSettings
 from modelcache.domain.refs import parse_ref
 from modelcache.errors import Forbidden, InvalidConfig, SourceRefused, SourceUnavailable
-from modelcache.sources.http import HttpSource, asking
+from modelcache.sources.http import HttpSource
 from modelcache.sources.source import HttpTarget, ProxyAddress
+from modelcache.sources.web import asking
 from tests.sources.scripted import Reply, ScriptedServer, StaticFile, redirect
 
 SECRET = "Bearer hunter2"  # noqa: S105 - made up

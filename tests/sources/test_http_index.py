@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from modelcache.domain.refs import FileFilter
 from modelcache.errors import ModelcacheError, SourceRefused, UnsafePath
 from modelcache.sources.http import index
-from modelcache.sources.http.address import Address, parse_address
 from modelcache.sources.http.index import Document, read_index
+from modelcache.sources.web.address import Address, parse_address
 
 ROOT = "https://host/models/llama/"
 DATE = "Mon, 02 Jan 2023 10:00:00 GMT"

@@ -14,7 +14,7 @@ from modelcache.agent import Engine
 from modelcache.config import Settings, TransferSettings
 from modelcache.domain.refs import parse_ref
 from modelcache.errors import DigestMismatch, Forbidden, OriginChanged
-from modelcache.sources.http import asking
+from modelcache.sources.web import asking
 from tests.sources.scripted import Asked, Reply, ScriptedServer, StaticFile, redirect
 
 CONTENT = random.Random(2).randbytes((20 << 20) + 7)  # two chunks, the last one odd

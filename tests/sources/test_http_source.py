@@ -25,8 +25,9 @@ from modelcache.errors import (
     Throttled,
     UnsafePath,
 )
-from modelcache.sources.http import HttpSource, asking
+from modelcache.sources.http import HttpSource
 from modelcache.sources.http import source as http_source
+from modelcache.sources.web import asking, redirects
 from tests.sources.scripted import Asked, Reply, ScriptedServer, StaticFile, redirect
 
 DATE = "Mon, 02 Jan 2023 10:00:00 GMT"
@@ -270,7 +271,7 @@ def test_a_fresh_location_follows_the_redirect_again(server):
 
 
 def test_an_old_redirect_is_followed_again_unasked(server, monkeypatch):
-    monkeypatch.setattr(http_source, "MOVED_GOOD_FOR_S", 0.0)
+    monkeypatch.setattr(redirects, "MOVED_GOOD_FOR_S", 0.0)
     server.answers["/x"] = redirect("/first")
     server.answers["/first"] = server.answers["/second"] = StaticFile(b"abc", {"ETag": '"v1"'})
     source = source_for(server.url("/x"))

@@ -17,7 +17,7 @@ from typing import Final
 
 from modelcache.config import HttpSettings
 from modelcache.errors import InvalidConfig
-from modelcache.sources.http.address import Address
+from modelcache.sources.web.address import Address
 
 Headers = tuple[tuple[str, str], ...]
 

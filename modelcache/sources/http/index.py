@@ -22,8 +22,8 @@ from urllib.parse import quote
 from modelcache.domain.paths import check_path
 from modelcache.domain.refs import FileFilter
 from modelcache.errors import SourceRefused, UnsafePath
-from modelcache.sources.http.address import Address
-from modelcache.sources.http.answers import is_http_date
+from modelcache.sources.web.address import Address
+from modelcache.sources.web.answers import is_http_date
 
 # Links may make a tree endless. Both bounds are far beyond any model (the largest repositories
 # have some thousand files in some dozen directories).

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from time import monotonic
 from typing import Final
 from urllib.parse import unquote
 
@@ -29,18 +28,18 @@ from modelcache.errors import (
     SourceRefused,
     UnsafePath,
 )
-from modelcache.sources.http import answers
-from modelcache.sources.http.address import Address, parse_address
-from modelcache.sources.http.asking import Answer, Asker
 from modelcache.sources.http.credentials import Credentials
 from modelcache.sources.http.index import Document, Entry, read_index
 from modelcache.sources.source import HttpTarget
+from modelcache.sources.web import answers
+from modelcache.sources.web.address import Address, parse_address
+from modelcache.sources.web.asking import Answer, Asker
+from modelcache.sources.web.redirects import MOVED_GOOD_FOR_S, Redirects
 
 ENTRY_BYTES_MAX: Final = 16 * MIB  # larger index entries are worth a HEAD: ETag, ranges, redirects
 PROBE_BYTES_MIN: Final = BLOCK_BYTES + 1  # smaller files are read whole: ranges do not matter
 REQUESTS_MAX: Final = 16  # at once while resolving
 GOOD_FOR_S: Final = 3600.0  # nothing in a plain address expires
-MOVED_GOOD_FOR_S: Final = 300.0  # redirects often lead to signed URLs; few are shorter-lived
 _NO_HEAD: Final = frozenset({403, 405, 501})  # URLs signed for GET alone say 403
 
 
@@ -66,11 +65,10 @@ class HttpSource:
         self._origin = origin
         self._ca_file = settings.ca_file or None
         self._credentials = Credentials(self._own, settings)
-        self._asker = Asker(self._credentials, transfer, self._ca_file)
+        self._asker = Asker(self._credentials.headers, transfer, self._ca_file)
         self._guard = threading.Lock()
         self._targets: dict[str, HttpTarget] = {}  # by server: what all its targets share
-        self._moved: dict[str, tuple[float, Address]] = {}  # key -> until when, where
-        self._moves = False  # a file was redirected although nobody had asked for it before
+        self._redirects = Redirects()
 
     def resolve(self, ref: Ref) -> Manifest:
         """See Source. At most REQUESTS_MAX connections; all are closed on return."""
@@ -88,15 +86,15 @@ class HttpSource:
 
     def locate(self, file: File, *, fresh: bool = False) -> HttpTarget:
         """See Source. Follows redirects again when `fresh` or when what is known grows old."""
-        moved = self._moved.get(file.key)
-        if fresh or (self._moves if moved is None else moved[0] <= monotonic()):
-            moved = self._follow(file)
-        if moved is None:
+        if fresh or self._redirects.is_due(file.key):
+            address: Address | None = self._follow(file)
+        else:
+            address = self._redirects.target(file.key)
+        if address is None:
             scheme, _, rest = file.key.partition("://")
             host, _, path = rest.partition("/")
             base = self._targets.get(f"{scheme}://{host}") or self._target_for(file.key)
             return _target(base, f"/{path}", file.pin, GOOD_FOR_S)
-        address = moved[1]
         base = self._targets.get(address.server) or self._target_for(address.url)
         return _target(base, address.path, file.pin, MOVED_GOOD_FOR_S)
 
@@ -122,11 +120,9 @@ class HttpSource:
         del body
         shown = _shown(file.key)
         if status in answers.REDIRECTS and headers.get("location"):
-            self._moves = True
+            self._redirects.expect()
             return CredentialsExpired(f"{shown} redirects; following it")
-        moved = self._moved.get(file.key)
-        led_elsewhere = moved is not None and moved[1].url != file.key
-        if led_elsewhere and status in {400, 401, 403, 404, 410}:
+        if self._redirects.has_expired(file.key, status):
             return CredentialsExpired(f"{shown}: the address it redirected to has expired")
         return answers.refusal(shown, status, headers, credentials_given=self._credentials.given)
 
@@ -175,7 +171,7 @@ class HttpSource:
                 "the index is out of date"
             )
         if found.address != entry.address:
-            self._remember(entry.address.url, found.address)
+            self._redirects.remember(entry.address.url, found.address)
         if entry.sha256 is not None:
             file = _from_index(replace(entry, size_bytes=found.size_bytes), asked=True)
             assert file is not None  # noqa: S101 - it has a digest and a size
@@ -222,7 +218,7 @@ class HttpSource:
 
     # Locating
 
-    def _follow(self, file: File) -> tuple[float, Address]:
+    def _follow(self, file: File) -> Address:
         """Where the file's redirects lead now, if to the pinned state."""
         address = parse_address(file.key)
         found = self._find(address)
@@ -230,11 +226,8 @@ class HttpSource:
             raise OriginChanged(
                 f"{address} was changed since it was listed; pull again to resolve it anew"
             )
-        return self._remember(file.key, found.address)
-
-    def _remember(self, key: str, address: Address) -> tuple[float, Address]:
-        self._moved[key] = (monotonic() + MOVED_GOOD_FOR_S, address)
-        return self._moved[key]
+        self._redirects.remember(file.key, found.address)
+        return found.address
 
     def _target_for(self, url: str) -> HttpTarget:
         address = parse_address(url)

@@ -27,11 +27,11 @@ from modelcache.config import S3Settings, TransferSettings
 from modelcache.domain.manifests import Pin
 from modelcache.domain.refs import Ref
 from modelcache.errors import Forbidden, InvalidConfig, InvalidRef, SourceRefused
-from modelcache.sources.proxies import proxy_for
 from modelcache.sources.s3.refusals import EXPIRED, MISPLACED, shown, translating
 from modelcache.sources.s3.signing import GetSigner, Scope, reproduces, scope_of
 from modelcache.sources.s3.taps import Taps
 from modelcache.sources.source import HttpTarget, ProxyAddress
+from modelcache.sources.web.proxies import proxy_for
 
 REQUESTS_MAX: Final = 16  # at once while resolving; beyond that the interpreter is the limit
 GOOD_FOR_S: Final = 600.0  # S3 accepts a signature for 15 minutes; the clocks may disagree

@@ -135,16 +135,22 @@ def published_checksums(headers: Mapping[str, str]) -> tuple[Checksum, ...]:
 
 
 def refusal(  # noqa: C901, PLR0911 - a table
-    where: str, status: int, headers: Mapping[str, str], *, credentials_given: bool
+    where: str,
+    status: int,
+    headers: Mapping[str, str],
+    *,
+    credentials_given: bool,
+    advice: str = "put them in ~/.netrc or http.headers",
 ) -> ModelcacheError:
-    """What an unsuccessful status means. where: the URL without its query."""
+    """What an unsuccessful status means.
+
+    where: the URL without its query. advice: what to do where credentials are wanted.
+    """
     match status:
         case 401 if credentials_given:
             return Forbidden(f"{where} does not accept the credentials it was given (401)")
         case 401:
-            return NoCredentials(
-                f"{where} wants credentials (401); put them in ~/.netrc or http.headers"
-            )
+            return NoCredentials(f"{where} wants credentials (401); {advice}")
         case 403:
             return Forbidden(
                 f"{where} is forbidden (403); check the credentials, and if the URL is a signed "

@@ -1,4 +1,4 @@
-"""The small requests of resolving: HEAD, a one-byte GET, an index; over kept connections.
+"""The small requests of resolving: HEAD, a short GET, an index; over kept connections.
 
 Owns redirects, proxies, and repeating what failed in passing. It judges no final status and knows
 nothing of pins. Weights do not pass here. Every failure is translated; messages never carry a
@@ -13,18 +13,17 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
 from modelcache.config import TransferSettings
 from modelcache.errors import ModelcacheError, NotFound, SourceRefused, SourceUnavailable
-from modelcache.sources.http.address import Address, escape
-from modelcache.sources.http.answers import REDIRECTS, retry_after_s
-from modelcache.sources.http.credentials import Credentials
-from modelcache.sources.proxies import proxy_for
 from modelcache.sources.source import ProxyAddress
+from modelcache.sources.web.address import Address, escape
+from modelcache.sources.web.answers import REDIRECTS, retry_after_s
+from modelcache.sources.web.proxies import proxy_for
 
 REDIRECTS_MAX: Final = 10  # browsers follow 20; a real chain has two or three
 INDEX_BYTES_MAX: Final = 64 << 20  # an index of half a million files
@@ -33,6 +32,10 @@ BACKOFF_S: Final = 0.2  # doubled each time, with jitter
 PATIENCE_S: Final = 10.0  # a longer Retry-After is left to the caller
 _DRAIN_BYTES_MAX: Final = 64 << 10  # a longer unwanted body costs more than a new connection
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
+
+
+HeadersFor = Callable[[Address], tuple[tuple[str, str], ...]]
+"""What to send to an address, besides what one request needs: credentials for their own host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,16 @@ class Asker:
     """Sends small requests for one ref."""
 
     def __init__(
-        self, credentials: Credentials, transfer: TransferSettings, ca_file: str | None
+        self,
+        headers_for: HeadersFor,
+        transfer: TransferSettings,
+        ca_file: str | None,
+        *,
+        ca_setting: str = "http.ca_file",
     ) -> None:
-        self._credentials = credentials
+        """ca_setting: what a user sets to trust another authority, for messages."""
+        self._headers_for = headers_for
+        self._ca_setting = ca_setting
         self._connect_timeout_s = transfer.connect_timeout_s
         self._stall_timeout_s = transfer.stall_timeout_s
         self._ca_file = ca_file
@@ -125,7 +135,7 @@ class Asker:
         self, method: str, address: Address, headers: Mapping[str, str], *, wants_body: bool
     ) -> Answer:
         proxy = self.proxy(address)
-        sent = {**dict(self._credentials.headers(address)), **headers}
+        sent = {**dict(self._headers_for(address)), **headers}
         path = address.path
         if proxy and not address.tls:
             path = address.url
@@ -134,12 +144,12 @@ class Asker:
         try:
             connection, response = self._exchange(method, address, path, sent)
         except (OSError, http.client.HTTPException) as error:
-            raise _translated(error, address, proxy) from error
+            raise self._translated(error, address, proxy) from error
         try:
             return self._read(connection, response, address, wants_body=wants_body)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            raise _translated(error, address, proxy) from error
+            raise self._translated(error, address, proxy) from error
         except BaseException:
             connection.close()
             raise
@@ -232,6 +242,29 @@ class Asker:
                     ) from error
             return self._tls
 
+    def _translated(
+        self, error: Exception, address: Address, proxy: ProxyAddress | None
+    ) -> ModelcacheError:
+        where = f"proxy {proxy.host}:{proxy.port}" if proxy else address.server
+        match error:
+            case ssl.SSLCertVerificationError():
+                return SourceRefused(
+                    f"certificate of {address.host} is not trusted: {error.verify_message}; set "
+                    f"{self._ca_setting} to the authority that signed it"
+                )
+            case socket.gaierror() if error.errno in {socket.EAI_NONAME, socket.EAI_NODATA}:
+                return NotFound(f"{where}: no such host")
+            case OSError() if str(error).startswith("Tunnel connection failed: 4"):
+                code = str(error).removeprefix("Tunnel connection failed: ")[:3]
+                return SourceRefused(f"{where} refused a tunnel to {address.server} ({code})")
+            case TimeoutError():
+                return SourceUnavailable(f"{where}: no answer in time")
+            case OSError():
+                reason = (error.strerror or type(error).__name__).lower()
+                return SourceUnavailable(f"{where}: {reason}")
+            case _:
+                return SourceUnavailable(f"{where} does not speak HTTP ({type(error).__name__})")
+
 
 def _redirected(address: Address, location: str) -> Address:
     """Where `location` leads. http.client decodes headers as Latin-1; raw UTF-8 is common."""
@@ -242,24 +275,3 @@ def _redirected(address: Address, location: str) -> Address:
     if address.tls and not target.tls:
         raise SourceRefused(f"{address} redirects from https to http, which is not followed")
     return target
-
-
-def _translated(error: Exception, address: Address, proxy: ProxyAddress | None) -> ModelcacheError:
-    where = f"proxy {proxy.host}:{proxy.port}" if proxy else address.server
-    match error:
-        case ssl.SSLCertVerificationError():
-            return SourceRefused(
-                f"certificate of {address.host} is not trusted: {error.verify_message}; set "
-                "http.ca_file to the authority that signed it"
-            )
-        case socket.gaierror() if error.errno in {socket.EAI_NONAME, socket.EAI_NODATA}:
-            return NotFound(f"{where}: no such host")
-        case OSError() if str(error).startswith("Tunnel connection failed: 4"):
-            code = str(error).removeprefix("Tunnel connection failed: ")[:3]
-            return SourceRefused(f"{where} refused a tunnel to {address.server} ({code})")
-        case TimeoutError():
-            return SourceUnavailable(f"{where}: no answer in time")
-        case OSError():
-            return SourceUnavailable(f"{where}: {(error.strerror or type(error).__name__).lower()}")
-        case _:
-            return SourceUnavailable(f"{where} does not speak HTTP ({type(error).__name__})")

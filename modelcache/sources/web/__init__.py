@@ -1,0 +1,1 @@
+"""What every source over HTTP needs: addresses, small requests, answers read, redirects kept."""
