@@ -122,6 +122,58 @@ class S3Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class GcsSettings:
+    """Defaults for `gs://` refs; application-default credentials fill the rest."""
+
+    endpoint: str = ""
+    """URL of a server that speaks Google's JSON API."""
+    user_project: str = ""
+    """Project to bill for requests to requester-pays buckets."""
+    anonymous: bool = False
+    """Send no credentials (public buckets)."""
+    ca_file: str = ""
+    """PEM bundle to trust for the endpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class OciSettings:
+    """How `oci://` registries are asked."""
+
+    auth_file: str = ""
+    """A `config.json` of Docker's form, as image pull secrets hold it; before `~/.docker`."""
+    plain_http: tuple[str, ...] = ()
+    """Registries (`host:port`) spoken to without TLS, beside those on loopback."""
+    platform: str = ""
+    """`os/architecture` to choose from an index; empty for this machine's."""
+    ca_file: str = ""
+    """PEM bundle to trust for registries."""
+    unpacked_bytes_max: int = 4 << 40
+    """Most bytes that one layer may unpack to."""
+
+
+@dataclass(frozen=True, slots=True)
+class HfSettings:
+    """How the Hugging Face hub is asked; `HF_TOKEN` and `HF_ENDPOINT` fill the rest."""
+
+    endpoint: str = ""
+    """URL of a hub or of a mirror of it."""
+    token_file: str = ""
+    """File that holds an access token; before `HF_TOKEN` and what `hf auth login` stored."""
+    ca_file: str = ""
+    """PEM bundle to trust for the hub."""
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorSettings:
+    """Other places that hold the same models, tried in order before the origin itself."""
+
+    rewrite: tuple[str, ...] = ()
+    """Lines `PREFIX => REPLACEMENT`, for example `hf:// => s3://mirror/hf/`."""
+    only: bool = False
+    """Never ask the origin itself where a mirror is named (air-gapped clusters)."""
+
+
+@dataclass(frozen=True, slots=True)
 class HttpSettings:
     """How `http(s)://` origins are asked."""
 
@@ -146,8 +198,12 @@ class Settings:
     store: StoreSettings = field(default_factory=StoreSettings)
     transfer: TransferSettings = field(default_factory=TransferSettings)
     s3: S3Settings = field(default_factory=S3Settings)
+    gcs: GcsSettings = field(default_factory=GcsSettings)
+    oci: OciSettings = field(default_factory=OciSettings)
+    hf: HfSettings = field(default_factory=HfSettings)
     http: HttpSettings = field(default_factory=HttpSettings)
     file: FileSettings = field(default_factory=FileSettings)
+    mirrors: MirrorSettings = field(default_factory=MirrorSettings)
     max_age_s: float = 0.0
     """How long a resolved ref is believed without asking its origin again."""
 

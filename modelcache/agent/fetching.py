@@ -16,8 +16,9 @@ from typing import ClassVar, Final
 from modelcache.agent.clock import wall_clock_s
 from modelcache.config import BLOCK_BYTES, Settings
 from modelcache.domain.manifests import File
+from modelcache.domain.places import Scheme
 from modelcache.domain.ranges import ChunkGrid
-from modelcache.domain.refs import Ref, Scheme
+from modelcache.domain.refs import Ref
 from modelcache.errors import Cancelled
 from modelcache.planner import SourceId
 from modelcache.sources.source import LocalTarget, Source

@@ -16,6 +16,7 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Any, Final, NewType
 
+from modelcache.domain.archives import Compression, Unpacking
 from modelcache.domain.paths import check_path, check_tree
 from modelcache.errors import CorruptData, UnsafePath
 
@@ -41,6 +42,7 @@ class Algorithm(StrEnum):
     CRC32C = "crc32c"
     CRC32 = "crc32"
     SHA1 = "sha1"
+    GIT_SHA1 = "git-sha1"  # of git's blob object: the bytes behind a header with their number
     MD5 = "md5"
 
     @property
@@ -101,15 +103,60 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
+class Archive:
+    """A layer whose files are known only by unpacking it.
+
+    layer: the layer itself; its path is a name for messages. root: only members below this folder
+    count, named relative to it; empty for all.
+    """
+
+    layer: File
+    compression: Compression
+    unpacking: Unpacking = Unpacking.PLAIN
+    root: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """One published checksum over several blobs and the bytes between them, in order.
+
+    label: what it is the checksum of, for messages.
+    """
+
+    label: str
+    checksum: Checksum
+    pieces: tuple[bytes | BlobId, ...] = field(repr=False)
+
+    @property
+    def blobs(self) -> tuple[BlobId, ...]:
+        """The blobs among the pieces, in order."""
+        return tuple(piece for piece in self.pieces if isinstance(piece, str))
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """An immutable list of files, sorted by path. Build one with `Manifest.of`."""
+    """An immutable list of files, sorted by path. Build one with `Manifest.of`.
+
+    archives: in the order in which they apply. With any, this is not yet a model that can be
+    shown: unpacking turns it into one of files alone. assemblies: known to the source that has just
+    resolved, and not kept.
+    """
 
     origin: str
     files: tuple[File, ...]
     model_id: ModelId
+    archives: tuple[Archive, ...] = ()
+    assemblies: tuple[Assembly, ...] = field(default=(), compare=False)
 
     @classmethod
-    def of(cls, origin: str, files: Iterable[File]) -> Manifest:
+    def of(
+        cls,
+        origin: str,
+        files: Iterable[File],
+        *,
+        archives: Iterable[Archive] = (),
+        assemblies: Iterable[Assembly] = (),
+    ) -> Manifest:
         """Check, sort and identify. `origin` is the ref without filter, as text.
 
         Raises UnsafePath for a name that cannot stand in a snapshot.
@@ -118,27 +165,35 @@ class Manifest:
         for file in ordered:
             check_path(file.path)
         check_tree(file.path for file in ordered)
-        canonical = canonical_json(
-            {"files": [_content(file) for file in ordered], "format": FORMAT}
-        )
-        return cls(origin, ordered, ModelId(sha256(canonical).hexdigest()))
+        packed = tuple(archives)
+        content = {"files": [_content(file) for file in ordered], "format": FORMAT}
+        if packed:
+            content["archives"] = [_archive(archive) for archive in packed]
+        model_id = ModelId(sha256(canonical_json(content)).hexdigest())
+        return cls(origin, ordered, model_id, packed, tuple(assemblies))
 
     @property
     def size_bytes(self) -> int:
-        """Sum of the files' sizes, a shared blob counted as often as it is listed."""
-        return sum(file.size_bytes for file in self.files)
+        """Sum of the files' and archives' sizes, a shared blob counted as often as it is listed."""
+        layers = sum(archive.layer.size_bytes for archive in self.archives)
+        return layers + sum(file.size_bytes for file in self.files)
 
     def blobs(self) -> dict[BlobId, File]:
-        """Each distinct blob with the first file that holds it."""
+        """Each distinct blob with the first file or archive that holds it."""
         found: dict[BlobId, File] = {}
-        for file in self.files:
+        for file in (*self.files, *(archive.layer for archive in self.archives)):
             found.setdefault(file.blob, file)
         return found
 
     def to_json(self) -> bytes:
         """The stored form: content and locators."""
-        files = [{**_content(file), "key": file.key, "ranges": file.ranges} for file in self.files]
-        return canonical_json({"files": files, "format": FORMAT, "origin": self.origin})
+        files = [{**_content(file), **_locator(file)} for file in self.files]
+        stored: dict[str, Any] = {"files": files, "format": FORMAT, "origin": self.origin}
+        if self.archives:
+            stored["archives"] = [
+                {**_archive(archive), **_locator(archive.layer)} for archive in self.archives
+            ]
+        return canonical_json(stored)
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
@@ -149,7 +204,11 @@ class Manifest:
                 raise CorruptData(
                     f"manifest has format {raw['format']!r}, this version reads {FORMAT}"
                 )
-            return cls.of(_text(raw["origin"]), [_file(entry) for entry in raw["files"]])
+            return cls.of(
+                _text(raw["origin"]),
+                [_file(entry) for entry in raw["files"]],
+                archives=[_archive_of(entry) for entry in raw.get("archives", ())],
+            )
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise CorruptData(f"stored manifest is unreadable: {error}") from error
         except UnsafePath as error:  # `of` lets none through, so somebody else wrote it
@@ -190,6 +249,28 @@ def _content(file: File) -> dict[str, Any]:
         "pin": _pin(file.pin),
         "size": file.size_bytes,
     }
+
+
+def _locator(file: File) -> dict[str, Any]:
+    return {"key": file.key, "ranges": file.ranges}
+
+
+def _archive(archive: Archive) -> dict[str, Any]:
+    return {
+        **_content(archive.layer),
+        "compression": archive.compression.value,
+        "root": archive.root,
+        "unpacking": archive.unpacking.value,
+    }
+
+
+def _archive_of(entry: Mapping[str, Any]) -> Archive:
+    return Archive(
+        _file(entry),
+        Compression(entry["compression"]),
+        Unpacking(entry["unpacking"]),
+        _text(entry["root"]),
+    )
 
 
 def _checksum(checksum: Checksum) -> dict[str, Any]:

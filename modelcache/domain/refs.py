@@ -1,6 +1,9 @@
 """Refs: what a user writes to name a model, parsed once and printed back to the same text.
 
     s3://bucket/prefix?endpoint=http://minio:9000&include=*.safetensors
+    gs://bucket/prefix?user-project=billed
+    oci://registry/repository:tag@sha256:…?platform=linux/amd64
+    hf://org/name@revision/folder
     https://host/path/?token=x#include=*.json
     file:///models/llama?exclude=*.bin
 
@@ -16,23 +19,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from modelcache.domain.places import Scheme, check_place
 from modelcache.errors import InvalidRef
 
 REF_BYTES_MAX: Final = 8192  # a pod annotation holds 256 KiB in all; S3 keys end at 1 KiB
-
-
-class Scheme(StrEnum):
-    """The protocols a ref can name."""
-
-    S3 = "s3"
-    HTTP = "http"
-    HTTPS = "https"
-    FILE = "file"
 
 
 _FILTERS: Final = frozenset({"include", "exclude"})
@@ -40,6 +34,9 @@ _OPTIONS: Final[Mapping[Scheme, frozenset[str]]] = {
     Scheme.S3: frozenset(
         {"endpoint", "region", "profile", "style", "requester-pays", "version-id", "anonymous"},
     ),
+    Scheme.GS: frozenset({"endpoint", "user-project", "generation", "anonymous"}),
+    Scheme.OCI: frozenset({"platform", "plain-http", "path"}),
+    Scheme.HF: frozenset({"endpoint", "revision", "all-files"}),
     Scheme.HTTP: frozenset({"index"}),
     Scheme.HTTPS: frozenset({"index"}),
     Scheme.FILE: frozenset({"link"}),
@@ -49,7 +46,6 @@ _WEB: Final = frozenset({Scheme.HTTP, Scheme.HTTPS})
 # terminal; and the percent sign itself.
 _ESCAPED_IN_PATH: Final = re.compile(r"[%?#,\s\x00-\x1f\x7f]")
 _ESCAPED_IN_VALUE: Final = re.compile(r"[%&#,\s\x00-\x1f\x7f]")
-_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{1,254}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +150,7 @@ def parse_ref(text: str) -> Ref:
         return Ref(scheme, authority, body[len(authority) :].removeprefix("/"), options, files)
     authority, _, path = body.partition("/")
     path = _unquote(path)
-    _check_local_or_bucket(scheme, authority, path)
+    check_place(scheme, authority, path)
     if scheme is Scheme.FILE:
         authority = ""  # `localhost` says the same
     return Ref(scheme, authority, path, options, files)
@@ -220,19 +216,3 @@ def _check_url(scheme: Scheme, body: str) -> None:
         raise InvalidRef(
             "URL carries credentials, which would end up in logs; put them in ~/.netrc"
         )
-
-
-def _check_local_or_bucket(scheme: Scheme, authority: str, path: str) -> None:
-    if "\x00" in path:
-        raise InvalidRef("ref has a NUL character in its path")
-    match scheme:
-        case Scheme.S3 if not authority:
-            raise InvalidRef("ref has no bucket; write s3://bucket/prefix")
-        case Scheme.S3 if not _BUCKET.fullmatch(authority):
-            raise InvalidRef(f"{authority[:80]!r} is not a valid bucket name")
-        case Scheme.FILE if authority not in {"", "localhost"}:
-            raise InvalidRef("file ref must be absolute; write file:///path (three slashes)")
-        case Scheme.FILE if not path:
-            raise InvalidRef("file ref has no path; write file:///path")
-        case _:
-            return

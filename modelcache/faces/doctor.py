@@ -22,8 +22,9 @@ from urllib.parse import urlsplit
 
 from modelcache.agent.clock import wall_clock_s
 from modelcache.config import BLOCK_BYTES, Settings
+from modelcache.domain.places import Scheme
 from modelcache.domain.ranges import MIB
-from modelcache.domain.refs import Ref, Scheme
+from modelcache.domain.refs import Ref
 from modelcache.errors import ModelcacheError
 from modelcache.faces import units
 from modelcache.sources.opening import open_source

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from modelcache.config import Settings
-from modelcache.domain.refs import Ref, Scheme
+from modelcache.domain.places import Scheme
+from modelcache.domain.refs import Ref
 from modelcache.errors import UsageError
 from modelcache.sources.source import Source
+
+_EXTRAS = {Scheme.S3: "s3", Scheme.GS: "gcs", Scheme.OCI: "oci", Scheme.HF: "hf"}
 
 
 def open_source(origin: Ref, settings: Settings) -> Source:
@@ -13,23 +16,32 @@ def open_source(origin: Ref, settings: Settings) -> Source:
 
     Raises UsageError when the extra that its scheme needs is not installed.
     """
+    try:
+        return _open(origin, settings)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == "modelcache" or origin.scheme not in _EXTRAS:
+            raise  # our bug, not a missing extra
+        raise UsageError(
+            f"{origin.scheme}:// needs {package}, which is not installed; install "
+            f"modelcache[{_EXTRAS[origin.scheme]}]"
+        ) from error
+
+
+def _open(origin: Ref, settings: Settings) -> Source:
+    # ruff: noqa: PLC0415 - each source only where it is asked for: see the module
     match origin.scheme:
         case Scheme.S3:
-            try:
-                from modelcache.sources.s3 import S3Source  # noqa: PLC0415 - an optional extra
-            except ModuleNotFoundError as error:
-                package = (error.name or "").partition(".")[0]
-                if package == "modelcache":
-                    raise  # our bug, not a missing extra
-                raise UsageError(
-                    f"s3:// needs {package}, which is not installed; install modelcache[s3]"
-                ) from error
+            from modelcache.sources.s3 import S3Source
+
             return S3Source(origin, settings.s3, settings.transfer)
+        case Scheme.GS | Scheme.OCI | Scheme.HF:
+            raise UsageError(f"{origin.scheme}:// cannot be pulled yet")
         case Scheme.HTTP | Scheme.HTTPS:
-            from modelcache.sources.http import HttpSource  # noqa: PLC0415 - not for s3 and file
+            from modelcache.sources.http import HttpSource
 
             return HttpSource(origin, settings.http, settings.transfer)
         case Scheme.FILE:
-            from modelcache.sources.file import FileSource  # noqa: PLC0415 - likewise
+            from modelcache.sources.file import FileSource
 
             return FileSource(origin, settings.file)

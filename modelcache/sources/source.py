@@ -32,7 +32,8 @@ class HttpTarget:
     host: without brackets for IPv6. path: percent-encoded, with query. headers: in the order to
     send; Host is among them when the signature covers it. good_for_s: how long after `locate` the
     request may still be sent. ca_file: PEM bundle to trust instead of the system's. proxy: where
-    to connect instead; plain requests name the whole URL then, TLS goes through a tunnel.
+    to connect instead; plain requests name the whole URL then, TLS goes through a tunnel. window:
+    where the file is a part of what the address holds, (offset of its first byte, size of all).
     """
 
     host: str
@@ -43,6 +44,7 @@ class HttpTarget:
     good_for_s: float
     ca_file: str | None = None
     proxy: ProxyAddress | None = None
+    window: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,9 @@ class Source(Protocol):
         """List and pin every file that `ref` names and its filter accepts.
 
         Idempotent; no bytes of weights are read. A ref to one file gives one entry named by the
-        last path component; a ref to a prefix gives paths relative to it. Raises SourceUnavailable
-        (worth repeating), NotFound (also for an empty match), Forbidden, NoCredentials, UnsafePath.
+        last path component; a ref to a prefix gives paths relative to it. The manifest's archives
+        still have to be unpacked. Raises SourceUnavailable (worth repeating), NotFound (also for an
+        empty match), Forbidden, NoCredentials, UnsafePath.
         """
         ...
 

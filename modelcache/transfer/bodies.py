@@ -63,28 +63,35 @@ class LocalBody:
 
 
 def check_length(
-    file: File, span: ByteRange | None, headers: Mapping[str, str], length_bytes: int | None
+    file: File,
+    span: ByteRange | None,
+    headers: Mapping[str, str],
+    length_bytes: int | None,
+    *,
+    window: tuple[int, int] | None = None,
 ) -> None:
     """Check that a response carries `span` of `file` (None: all of it) and nothing else.
 
     Believes a range only by its Content-Range: the status may be 206, or 200 from servers that
-    get it wrong; a 200 without one is the whole file. Raises SourceUnavailable for a wrong answer
-    to a range, OriginChanged when the whole has another size than was listed.
+    get it wrong; a 200 without one is the whole file. window: see HttpTarget. Raises
+    SourceUnavailable for a wrong answer to a range, OriginChanged when the whole has another size
+    than was listed.
     """
+    shift, whole_bytes = window or (0, file.size_bytes)
     content_range = headers.get("content-range")
-    if span is not None and (content_range is not None or span.size_bytes != file.size_bytes):
-        expected = f"bytes {span.start}-{span.end - 1}/{file.size_bytes}"
+    if span is not None and (content_range is not None or span.size_bytes != whole_bytes):
+        expected = f"bytes {shift + span.start}-{shift + span.end - 1}/{whole_bytes}"
         if content_range is None:
             raise SourceUnavailable("the server ignored the range that was asked for")
         if content_range.strip() != expected:
             total = content_range.rpartition("/")[2]
-            if total.isdigit() and int(total) != file.size_bytes:
-                raise OriginChanged(_resized(file, int(total)))
+            if total.isdigit() and int(total) != whole_bytes:
+                raise OriginChanged(_resized(file, whole_bytes, int(total)))
             raise SourceUnavailable(f"asked for {expected!r}, was offered {content_range[:80]!r}")
     wanted = file.size_bytes if span is None else span.size_bytes
     if length_bytes is not None and length_bytes != wanted:
         if span is None:
-            raise OriginChanged(_resized(file, length_bytes))
+            raise OriginChanged(_resized(file, file.size_bytes, length_bytes))
         raise SourceUnavailable(f"asked for {wanted} bytes, was offered {length_bytes}")
 
 
@@ -105,8 +112,8 @@ def is_content_address(file: File) -> bool:
     return file.blob.startswith("sha256-")
 
 
-def _resized(file: File, size_bytes: int) -> str:
+def _resized(file: File, listed_bytes: int, size_bytes: int) -> str:
     return (
-        f"{file.path} has changed at the origin: {file.size_bytes} bytes were listed, now it has "
+        f"{file.path} has changed at the origin: {listed_bytes} bytes were listed, now it has "
         f"{size_bytes}; pull again to resolve it anew"
     )

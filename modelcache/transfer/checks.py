@@ -48,6 +48,13 @@ def crc_functions(algorithm: Algorithm) -> tuple[Crc, Combine, int]:
             raise AssertionError(algorithm)
 
 
+def new_hash(algorithm: Algorithm, size_bytes: int) -> hashlib._Hash:
+    """A hash that must see the bytes in order, of which there will be `size_bytes`."""
+    if algorithm is Algorithm.GIT_SHA1:
+        return hashlib.sha1(f"blob {size_bytes}\0".encode(), usedforsecurity=False)
+    return hashlib.new(algorithm.value, usedforsecurity=False)
+
+
 class ChunkHash:
     """XXH3-128 of one chunk, and its CRC where the check wants one; fed block by block."""
 
@@ -102,6 +109,18 @@ class BlobCheck(Protocol):
 
     def bad_chunks(self, writer: BlobWriter) -> list[int] | None:
         """None if the origin's checksum holds; else the chunks in doubt. All chunks are stored."""
+        ...
+
+
+class Sink(Protocol):
+    """Takes a blob's bytes in order while it arrives. One thread at a time."""
+
+    def take(self, view: memoryview) -> None:
+        """The next bytes; `view` is not to be kept. What it raises ends the blob for good."""
+        ...
+
+    def restart(self) -> None:
+        """All bytes taken so far were wrong; they come again from the start."""
         ...
 
 
@@ -220,9 +239,15 @@ class InOrderCheck:
     in_order = True
 
     def __init__(
-        self, checksum: Checksum, grid: ChunkGrid, pool: BufferPool, writer: BlobWriter
+        self,
+        checksum: Checksum,
+        grid: ChunkGrid,
+        pool: BufferPool,
+        writer: BlobWriter,
+        sink: Sink | None = None,
     ) -> None:
         self.name: str | None = checksum.algorithm.value + ("-parts" if checksum.parts else "")
+        self._sink = sink
         self._checksum = checksum
         self._grid = grid
         self._pool = pool
@@ -263,15 +288,17 @@ class InOrderCheck:
             if self._value_of(digests) == self._checksum.value:
                 return None
             self._restart()
+            if self._sink is not None:
+                self._sink.restart()
             del writer
             found = [digest.hex() for digest in digests]
             return _chunks_in_doubt(self._checksum, found, self._grid)
 
     def _restart(self) -> None:
         self._next = 0
-        self._hash = hashlib.new(self._checksum.algorithm.value, usedforsecurity=False)
-        self._digests: list[bytes] = []
         self._part_left = self._checksum.parts[0] if self._checksum.parts else self._grid.size_bytes
+        self._hash = new_hash(self._checksum.algorithm, self._part_left)
+        self._digests: list[bytes] = []
 
     def _advance(self) -> None:
         """Hash from the frontier on while the next chunk is stored. One thread at a time."""
@@ -296,6 +323,8 @@ class InOrderCheck:
                 self._next += 1
 
     def _update(self, view: memoryview) -> None:
+        if self._sink is not None:
+            self._sink.take(view)
         while len(view) > self._part_left:
             self._hash.update(view[: self._part_left])
             view = view[self._part_left :]
@@ -305,8 +334,8 @@ class InOrderCheck:
 
     def _next_part(self) -> None:
         self._digests.append(self._hash.digest())
-        self._hash = hashlib.new(self._checksum.algorithm.value, usedforsecurity=False)
         self._part_left = self._checksum.parts[len(self._digests)]
+        self._hash = new_hash(self._checksum.algorithm, self._part_left)
 
     def _part_digests(self) -> list[bytes]:
         """Of every part, or of the one that a blob without parts is. All bytes have been seen."""
@@ -317,8 +346,10 @@ class InOrderCheck:
     def _value_of(self, digests: list[bytes]) -> str:
         if not self._checksum.parts:
             return digests[0].hex()
-        name = self._checksum.algorithm.value
-        return hashlib.new(name, b"".join(digests), usedforsecurity=False).hexdigest()
+        joined = b"".join(digests)
+        whole = new_hash(self._checksum.algorithm, len(joined))
+        whole.update(joined)
+        return whole.hexdigest()
 
 
 def _chunks_in_doubt(checksum: Checksum, found: list[str], grid: ChunkGrid) -> list[int]:
@@ -349,10 +380,23 @@ def best_checksum(file: File, *, verify_md5: bool) -> Checksum | None:
     return None
 
 
-def check_for(file: File, writer: BlobWriter, pool: BufferPool, *, verify_md5: bool) -> BlobCheck:
-    """The check of what the origin publishes for `file`."""
+def check_for(
+    file: File,
+    writer: BlobWriter,
+    pool: BufferPool,
+    *,
+    verify_md5: bool,
+    sink: Sink | None = None,
+) -> BlobCheck:
+    """The check of what the origin publishes for `file`.
+
+    sink: only for a file whose best checksum must see the bytes in order.
+    """
     grid = writer.grid
     checksum = best_checksum(file, verify_md5=verify_md5)
+    if sink is not None:
+        assert checksum is not None and not checksum.algorithm.combines, "in order"  # noqa: S101, PT018
+        return InOrderCheck(checksum, grid, pool, writer, sink)
     if checksum is None:
         return UncheckedBlob(grid)
     if not checksum.algorithm.combines:
@@ -378,7 +422,9 @@ def _digest(algorithm: Algorithm, view: memoryview) -> bytes:
     if algorithm.combines:
         crc, _, width = crc_functions(algorithm)
         return crc(view, 0).to_bytes(width)
-    return hashlib.new(algorithm.value, view, usedforsecurity=False).digest()
+    hashed = new_hash(algorithm, len(view))
+    hashed.update(view)
+    return hashed.digest()
 
 
 def _crc_of(writer: BlobWriter, span: ByteRange, crc: Crc) -> int:

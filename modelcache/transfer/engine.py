@@ -429,7 +429,11 @@ class Transfer:
             if job.writer is None:
                 writer = self._make_writer(job)
                 job.check = check_for(
-                    job.file, writer, self._pool, verify_md5=self._settings.verify_md5
+                    job.file,
+                    writer,
+                    self._pool,
+                    verify_md5=self._settings.verify_md5,
+                    sink=job.sink,
                 )
                 job.writer = writer
             return job.writer

@@ -13,7 +13,7 @@ from modelcache.errors import ModelcacheError, StoreError
 from modelcache.planner import AttemptId, SourceId
 from modelcache.sources.source import Source, Target
 from modelcache.store import BlobWriter
-from modelcache.transfer.checks import BlobCheck
+from modelcache.transfer.checks import BlobCheck, Sink
 
 CLAIM_WAIT_S: Final = 60.0  # a revoked holder stops at its next block; a disk write may be slow
 _MARGIN_S: Final = 5.0  # a signature this close to its end is renewed
@@ -37,6 +37,7 @@ class BlobJob:
         self.small = small
         self.resumes = False  # a partial of it was there before
         self.in_order = False  # its checksum must see the bytes in order
+        self.sink: Sink | None = None  # who takes the bytes while they arrive, in order
         self.writer: BlobWriter | None = None
         self.check: BlobCheck | None = None
         self.stored_bytes = 0

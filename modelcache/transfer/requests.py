@@ -62,6 +62,8 @@ class Requests:
             exchange.local = LocalBody(path, span.start if span else 0)
             return exchange
         exchange.target = target
+        if target.window is not None and exchange.span is None:
+            exchange.span = ByteRange(0, job.file.size_bytes)  # never all that the address holds
         self._dispatch(exchange, target, fresh=False)
         return exchange
 
@@ -83,7 +85,8 @@ class Requests:
             self.done(exchange)
             raise exchange.job.source.refusal(file, head.status, head.headers, body)
         exchange.job.source.check_pin(file, head.headers)
-        check_length(file, exchange.span, head.headers, connection.length_bytes)
+        window = exchange.target.window if exchange.target else None
+        check_length(file, exchange.span, head.headers, connection.length_bytes, window=window)
         return connection
 
     def done(self, exchange: Exchange) -> None:
@@ -125,7 +128,8 @@ class Requests:
 
     def _dispatch(self, exchange: Exchange, target: HttpTarget, *, fresh: bool) -> HttpConnection:
         span = exchange.span
-        byte_range = f"bytes={span.start}-{span.end - 1}" if span else None
+        shift = target.window[0] if target.window else 0
+        byte_range = f"bytes={shift + span.start}-{shift + span.end - 1}" if span else None
         while True:
             connection = None if fresh else self._idle.take(endpoint_of(target))
             if connection is None:

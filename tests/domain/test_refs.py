@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelcache.domain.refs import FileFilter, Ref, Scheme, parse_ref
+from modelcache.domain.places import Scheme
+from modelcache.domain.refs import FileFilter, Ref, parse_ref
 from modelcache.errors import InvalidRef
 
 # Any text that can be encoded, NUL left out: the kernel and S3 know no such names.

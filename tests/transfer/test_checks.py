@@ -35,7 +35,7 @@ from tests.store.support import open_store, random_bytes
 
 CHUNK = 2 * BLOCK_BYTES
 CRCS = (Algorithm.CRC64NVME, Algorithm.CRC32C, Algorithm.CRC32)
-HASHES = (Algorithm.SHA256, Algorithm.SHA1, Algorithm.MD5)
+HASHES = (Algorithm.SHA256, Algorithm.SHA1, Algorithm.GIT_SHA1, Algorithm.MD5)
 BLOB = BlobId("origin-1")
 MANY = examples(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -48,6 +48,8 @@ def value_of(algorithm: Algorithm, data: bytes) -> bytes:
             return int(crt.crc32c(data)).to_bytes(4)
         case Algorithm.CRC32:
             return zlib.crc32(data).to_bytes(4)
+        case Algorithm.GIT_SHA1:
+            return hashlib.sha1(b"blob %d\x00%s" % (len(data), data)).digest()
         case _:
             return hashlib.new(algorithm.value, data).digest()
 
