@@ -49,7 +49,9 @@ def value_of(algorithm: Algorithm, data: bytes) -> bytes:
         case Algorithm.CRC32:
             return zlib.crc32(data).to_bytes(4)
         case Algorithm.GIT_SHA1:
-            return hashlib.sha1(b"blob %d\x00%s" % (len(data), data)).digest()
+            return hashlib.sha1(
+                b"blob %d\x00%s" % (len(data), data), usedforsecurity=False
+            ).digest()
         case _:
             return hashlib.new(algorithm.value, data).digest()
 
