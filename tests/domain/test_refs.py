@@ -60,7 +60,7 @@ def test_text_is_canonical(ref: Ref):
 
 @given(st.text(max_size=60))
 def test_any_text_is_a_ref_or_a_usage_error(text: str):
-    for candidate in (text, f"s3://{text}", f"https://{text}", f"file://{text}"):
+    for candidate in (text, *(f"{scheme}://{text}" for scheme in Scheme)):
         try:
             ref = parse_ref(candidate)
         except InvalidRef:
@@ -83,6 +83,10 @@ def test_any_text_is_a_ref_or_a_usage_error(text: str):
         ("file:///models/llama", "", "models/llama"),
         ("file://localhost/models", "", "models"),
         ("  s3://bucket/x\n", "bucket", "x"),
+        ("gs://bucket/a%20b", "bucket", "a b"),
+        ("oci://host:5000/a/b:v1", "host:5000", "a/b:v1"),
+        ("hf://org/name@main/sub", "org", "name@main/sub"),
+        ("hf://gpt2", "gpt2", ""),
     ],
 )
 def test_parts_of_a_ref(text: str, authority: str, path: str):

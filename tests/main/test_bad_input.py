@@ -22,7 +22,13 @@ SECRET = "AWS_SECRET_ACCESS_KEY"  # noqa: S105 - a name
         ("llama", "has no scheme"),
         ("/models/llama", "write file:///models/llama"),
         ("", "has no scheme"),
-        ("gs://bucket/m", "unknown scheme 'gs'"),
+        ("abfs://bucket/m", "unknown scheme 'abfs'"),
+        ("gs://", "no bucket"),
+        ("oci://registry/Llama:8b", "lower case"),
+        ("oci://registry/llama@sha256:12", "is not an OCI name"),
+        ("oci://n/space/b/bucket/o/llama", "Oracle Object Storage"),
+        ("oci://reg istry/llama", "is not a registry"),
+        ("hf://-org/name", "is not a repository"),
         ("s3://", "no bucket"),
         ("s3://b/m", "not a valid bucket name"),
         ("s3://bucket/m?regoin=x", "unknown option 'regoin'"),
@@ -38,7 +44,7 @@ def test_a_ref_that_cannot_be_is_a_usage_error(shell: Shell, ref: str, words: st
 
 
 def test_json_has_the_error_too(shell: Shell):
-    done = shell.run("pull", "gs://bucket/m", "--json")
+    done = shell.run("pull", "abfs://bucket/m", "--json")
     assert (done.code, done.err) == (2, "")
     assert done.json["error"]["code"] == "invalid_ref"
     assert "unknown scheme" in done.json["error"]["message"]

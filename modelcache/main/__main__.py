@@ -1,0 +1,5 @@
+"""`python -m modelcache.main`."""
+
+from modelcache.main.entry import main
+
+main()
