@@ -36,13 +36,17 @@ _OCI: Final = re.compile(
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?"
     r"(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
-_ORACLE: Final = re.compile(r"n/[^/]+/b/[^/]+/o(?:/.*)?")
+_ORACLE: Final = re.compile(r"[^/]+/b/[^/]+/o(?:/.*)?")
 _HUB_PART: Final = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 # A revision with slashes in it is either one of the hub's own or given as an option.
+_REVISION: Final = r"@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+)"
 _HUB: Final = re.compile(
-    rf"(?P<repository>{_HUB_PART}(?:/{_HUB_PART})?)"
-    r"(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?"
-    r"(?:/(?P<path>.+)?)?"
+    rf"(?P<repository>{_HUB_PART}/{_HUB_PART})(?:{_REVISION})?(?:/(?P<path>.*))?", re.DOTALL
+)
+# Of the repositories without an owner a path can be told from a name only behind a revision.
+_HUB_ALONE: Final = re.compile(
+    rf"(?P<repository>{_HUB_PART})/?|(?P<versioned>{_HUB_PART}){_REVISION}(?:/(?P<path>.*))?",
+    re.DOTALL,
 )
 
 
@@ -77,13 +81,16 @@ def oci_name(path: str) -> OciName:
 
 def hub_name(authority: str, path: str) -> HubName:
     """Take `org/name@revision/path` apart. Raises InvalidRef."""
-    match = _HUB.fullmatch(f"{authority}/{path}" if path else authority)
-    if match is None:
+    text = f"{authority}/{path}" if path else authority
+    if (match := _HUB.fullmatch(text)) is not None:
+        return HubName(match["repository"], match["revision"], match["path"] or "")
+    if (match := _HUB_ALONE.fullmatch(text)) is None:
         raise InvalidRef(
-            f"{f'{authority}/{path}'[:120]!r} is not a repository; write hf://org/name or "
-            "hf://org/name@revision"
+            f"{text[:120]!r} is not a repository; write hf://org/name or hf://org/name@revision"
         )
-    return HubName(match["repository"], match["revision"], match["path"] or "")
+    return HubName(
+        match["repository"] or match["versioned"], match["revision"], match["path"] or ""
+    )
 
 
 def check_place(scheme: Scheme, authority: str, path: str) -> None:
