@@ -10,14 +10,13 @@ import base64
 import netrc
 import os
 import re
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 from modelcache.config import HttpSettings
 from modelcache.errors import InvalidConfig
 from modelcache.sources.web.address import Address
+from modelcache.sources.web.identity import user_agent
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -27,15 +26,6 @@ _RESERVED: Final = frozenset(
     {"accept-encoding", "connection", "content-length", "host", "if-match", "if-none-match"}
     | {"if-modified-since", "if-range", "if-unmodified-since", "range", "transfer-encoding"}
 )
-
-
-@cache
-def user_agent() -> str:
-    """`modelcache/<version>`."""
-    try:
-        return f"modelcache/{metadata.version('modelcache')}"
-    except metadata.PackageNotFoundError:
-        return "modelcache"
 
 
 class Credentials:
