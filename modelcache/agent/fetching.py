@@ -15,7 +15,7 @@ from typing import ClassVar, Final
 
 from modelcache.agent.clock import wall_clock_s
 from modelcache.config import BLOCK_BYTES, Settings
-from modelcache.domain.manifests import File
+from modelcache.domain.manifests import Assembly, File
 from modelcache.domain.places import Scheme
 from modelcache.domain.ranges import ChunkGrid
 from modelcache.domain.refs import Ref
@@ -23,6 +23,7 @@ from modelcache.errors import Cancelled
 from modelcache.planner import SourceId
 from modelcache.sources.source import LocalTarget, Source
 from modelcache.store import BlobBusy, BlobWriter, SmallBlobs, Store, WriteMode
+from modelcache.transfer.assemblies import AssemblyParts
 from modelcache.transfer.checks import best_checksum
 from modelcache.transfer.engine import Transfer
 from modelcache.transfer.jobs import BlobJob
@@ -52,6 +53,7 @@ class Fetching:
         self.settings = settings
         self.store = store
         self.ref = ref
+        self.assemblies: tuple[Assembly, ...] = ()  # of the manifest that is being fetched
         self.report = Report(ref=ref.redacted(), started_at_s=wall_clock_s())
         self._progress = progress
         self._cancel = cancel
@@ -77,13 +79,28 @@ class Fetching:
                 transfer = Transfer(self.settings.transfer, small, self._writer, self.report)
                 self._transfer = transfer
                 try:
-                    transfer.run(pending, tick=self._tick, cancel=self._cancel)
+                    transfer.run(
+                        pending,
+                        assemblies=self._parts(pending),
+                        tick=self._tick,
+                        cancel=self._cancel,
+                    )
                 finally:
                     self._fetched_before += transfer.stored_bytes()
                     self._transfer = None
                     self._retries += transfer.retries
                     self._hedges += transfer.hedges
             pending = self._wait_for(transfer.busy, source)
+
+    def _parts(self, pending: Sequence[BlobJob]) -> list[AssemblyParts]:
+        """The assemblies that pending blobs belong to, with where the rest of them is."""
+        wanted = {job.file.blob for job in pending}
+        parts = []
+        for assembly in self.assemblies:
+            if not wanted.isdisjoint(assembly.blobs):
+                rest = set(assembly.blobs) - wanted
+                parts.append(AssemblyParts(assembly, {b: self.store.published(b) for b in rest}))
+        return parts
 
     @contextmanager
     def _small_blobs(self) -> Iterator[SmallBlobs]:

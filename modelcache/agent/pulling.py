@@ -32,6 +32,7 @@ class Pull(Fetching):
         self._tick()
         source = open_source(self.ref.origin(), self.settings)
         manifest = source.resolve(self.ref)
+        self.assemblies = manifest.assemblies
         self.report.resolving_s = monotonic() - self._started_s
         self.report.model_id = manifest.model_id
         self.report.files = len(manifest.blobs())

@@ -53,11 +53,23 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class InSequence:
+    """Blobs that something consumes one behind the other, in the order in which they were added.
+
+    name: the same for all of them. size_bytes: of all together, which decides when they come.
+    """
+
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class BlobAdded:
     """One wanted blob. `done` are the chunks already stored; `sources` in order of preference.
 
     ranges: byte ranges can be asked for; otherwise one attempt reads all from the start.
     in_order: something consumes the bytes in order (SHA-256), so chunks far apart cost memory.
+    sequence: and those of other blobs with them.
     """
 
     blob: BlobId
@@ -66,6 +78,7 @@ class BlobAdded:
     done: frozenset[int] = frozenset()
     ranges: bool = True
     in_order: bool = False
+    sequence: InSequence | None = None
 
 
 @dataclass(frozen=True, slots=True)

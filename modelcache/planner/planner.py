@@ -62,6 +62,7 @@ class Planner:
         self._blobs: dict[BlobId, BlobState] = {}
         self._large: list[tuple[int, int, BlobId]] = []  # (-size, order, blob) with pending chunks
         self._small: deque[BlobId] = deque()
+        self._sequences: dict[str, list[BlobId]] = {}  # their blobs, in order
         self._delayed: list[tuple[float, int, BlobId, int]] = []  # heap of (due, order, chunk)
         self._attempts: dict[AttemptId, Attempt] = {}
         self._sources: dict[SourceId, SourceState] = {}
@@ -113,6 +114,8 @@ class Planner:
         self._next_order += 1
         state = BlobState(added, order=self._next_order, limits=self._limits)
         self._blobs[added.blob] = state
+        if added.sequence is not None:
+            self._sequences.setdefault(added.sequence.name, []).append(added.blob)
         self._planned_bytes += added.grid.size_bytes
         if state.complete:
             self._finish(state, actions)
@@ -357,13 +360,12 @@ class Planner:
             return
         if not state.queued:
             state.queued = True
-            insort(self._large, (-state.grid.size_bytes, state.order, state.blob))
+            insort(self._large, state.rank)
 
     def _forget_queue(self, state: BlobState) -> None:
         if state.queued:
             state.queued = False
-            entry = (-state.grid.size_bytes, state.order, state.blob)
-            del self._large[bisect_left(self._large, entry)]
+            del self._large[bisect_left(self._large, state.rank)]
 
     def _release_delayed(self, now_s: float) -> None:
         while self._delayed and self._delayed[0][0] <= now_s:
@@ -467,11 +469,22 @@ class Planner:
 
     def _window_full(self, state: BlobState) -> bool:
         """Chunks read in order are kept near the front, and spread over blobs instead."""
-        if not state.in_order or len(state.flying) < 2:  # noqa: PLR2004 - one ahead of the front
+        if not state.in_order:
             return False
-        peers = sum(self._blobs[blob].in_order for _, _, blob in self._large)
+        flying = self._flying(state)
+        if flying < 2:  # noqa: PLR2004 - one ahead of the front
+            return False
+        waiting = (self._blobs[blob] for _, _, blob in self._large)
+        peers = len({other.sequence for other in waiting if other.in_order})
         limit = max(self._sources[source].concurrency.limit for source in state.sources)
-        return len(state.flying) >= -(-limit // max(1, peers))
+        return flying >= -(-limit // max(1, peers))
+
+    def _flying(self, state: BlobState) -> int:
+        """Chunks on their way of a blob, or of all of its sequence."""
+        members = self._sequences.get(state.sequence)
+        if members is None:
+            return len(state.flying)
+        return sum(len(self._blobs[blob].flying) for blob in members if blob in self._blobs)
 
     def _run_chunks(self, state: BlobState, source: SourceState) -> int:
         if not state.ranges:

@@ -31,8 +31,10 @@ class BlobState:
         "pending",
         "queued",
         "ranges",
+        "rank_bytes",
         "refused",
         "rounds",
+        "sequence",
         "small",
         "sources",
         "stored",
@@ -46,6 +48,9 @@ class BlobState:
         self.ranges = added.ranges
         self.in_order = added.in_order
         self.order = order
+        sequence = added.sequence
+        self.sequence = sequence.name if sequence else added.blob
+        self.rank_bytes = sequence.size_bytes if sequence else added.grid.size_bytes
         self.small = added.grid.count <= 1 and added.grid.size_bytes <= limits.batch_blob_bytes
         done = added.done if added.ranges else frozenset[int]()
         self.stored = bytearray(added.grid.count)
@@ -59,6 +64,11 @@ class BlobState:
         self.rounds = 0
         self.finished = False
         self.queued = False  # it stands among the large blobs with pending chunks
+
+    @property
+    def rank(self) -> tuple[int, int, BlobId]:
+        """Where it stands among the large blobs: the largest first, a sequence together."""
+        return (-self.rank_bytes, self.order, self.blob)
 
     @property
     def complete(self) -> bool:

@@ -97,6 +97,12 @@ class Store:
             return False
         return status.st_size == size_bytes
 
+    def published(self, blob: BlobId) -> tuple[Path, int]:
+        """Where a complete blob is, and its size in bytes. Raises StoreError."""
+        path = self.layout.blob(blob)
+        with files.translated(path):
+            return path, path.stat().st_size
+
     def blob_state(self, blob: BlobId) -> BlobState:
         """Whether the blob is still the file that was published."""
         return receipts.state(self.layout.blob(blob), self.receipt(blob))

@@ -14,18 +14,17 @@ Every chunk is also hashed with XXH3-128 for the store; that guards the disk, no
 from __future__ import annotations
 
 import hashlib
-import threading
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import xxhash
 
-from modelcache.config import BLOCK_BYTES
 from modelcache.domain.manifests import Algorithm, Checksum, File
 from modelcache.domain.ranges import MIB, ByteRange, ChunkGrid
 from modelcache.store import BlobWriter
 from modelcache.transfer.buffers import Block, BufferPool
+from modelcache.transfer.frontier import Frontier, read_back, release
 
 MD5_BYTES_MAX: Final = 64 * MIB  # a tenth of a second on one core; beyond it MD5 would set the pace
 
@@ -140,7 +139,7 @@ class UncheckedBlob:
     def stored(self, chunk: int, hashed: ChunkHash, blocks: list[Block]) -> None:
         """See BlobCheck."""
         del chunk, hashed
-        _release(blocks)
+        release(blocks)
 
     def bad_chunks(self, writer: BlobWriter) -> list[int] | None:
         """See BlobCheck."""
@@ -166,7 +165,7 @@ class CombinedCheck:
     def stored(self, chunk: int, hashed: ChunkHash, blocks: list[Block]) -> None:
         """See BlobCheck."""
         del chunk, hashed
-        _release(blocks)
+        release(blocks)
 
     def bad_chunks(self, writer: BlobWriter) -> list[int] | None:
         """See BlobCheck."""
@@ -204,7 +203,7 @@ class PartsCheck:
     def stored(self, chunk: int, hashed: ChunkHash, blocks: list[Block]) -> None:
         """See BlobCheck."""
         self._pieces[chunk] = hashed.pieces
-        _release(blocks)
+        release(blocks)
 
     def bad_chunks(self, writer: BlobWriter) -> list[int] | None:
         """See BlobCheck."""
@@ -229,7 +228,7 @@ class PartsCheck:
 
     def _read_pieces(self, writer: BlobWriter, chunk: int) -> list[tuple[int, int]]:
         hashed = self.hasher(chunk)
-        _read_back(writer, self._grid.span(chunk), hashed.update)
+        read_back(writer, self._grid.span(chunk), hashed.update)
         return hashed.pieces
 
 
@@ -247,14 +246,12 @@ class InOrderCheck:
         sink: Sink | None = None,
     ) -> None:
         self.name: str | None = checksum.algorithm.value + ("-parts" if checksum.parts else "")
-        self._sink = sink
         self._checksum = checksum
         self._grid = grid
-        self._pool = pool
-        self._writer = writer
-        self._lock = threading.Lock()
-        self._busy = False
-        self._held: dict[int, list[Block]] = {}
+        self._blob = writer.blob
+        self._sink = sink
+        self._frontier = Frontier([writer.blob], pool, self._update)
+        self._frontier.open(writer.blob, writer)
         self._restart()
 
     def hasher(self, chunk: int) -> ChunkHash:
@@ -264,63 +261,26 @@ class InOrderCheck:
     def stored(self, chunk: int, hashed: ChunkHash, blocks: list[Block]) -> None:
         """See BlobCheck."""
         del hashed
-        whole = len(blocks) * BLOCK_BYTES >= self._grid.span(chunk).size_bytes
-        with self._lock:
-            # Keep what lands beyond the frontier only while most of the pool is free.
-            if whole and chunk >= self._next and self._pool.free > self._pool.blocks // 4:
-                _release(self._held.pop(chunk, []))
-                self._held[chunk] = blocks
-            else:
-                _release(blocks)
-            if self._busy:
-                return
-            self._busy = True
-        self._advance()
+        self._frontier.stored(self._blob, chunk, blocks)
 
     def bad_chunks(self, writer: BlobWriter) -> list[int] | None:
         """See BlobCheck."""
-        with self._lock:
-            self._busy = True
-        self._advance()
-        with self._lock:
-            assert self._next == self._grid.count, "all chunks are stored"  # noqa: S101
-            digests = self._part_digests()
-            if self._value_of(digests) == self._checksum.value:
-                return None
-            self._restart()
-            if self._sink is not None:
-                self._sink.restart()
-            del writer
-            found = [digest.hex() for digest in digests]
-            return _chunks_in_doubt(self._checksum, found, self._grid)
+        del writer
+        self._frontier.finish()
+        digests = self._part_digests()
+        if self._value_of(digests) == self._checksum.value:
+            return None
+        self._frontier.restart()
+        self._restart()
+        if self._sink is not None:
+            self._sink.restart()
+        found = [digest.hex() for digest in digests]
+        return _chunks_in_doubt(self._checksum, found, self._grid)
 
     def _restart(self) -> None:
-        self._next = 0
         self._part_left = self._checksum.parts[0] if self._checksum.parts else self._grid.size_bytes
         self._hash = new_hash(self._checksum.algorithm, self._part_left)
         self._digests: list[bytes] = []
-
-    def _advance(self) -> None:
-        """Hash from the frontier on while the next chunk is stored. One thread at a time."""
-        while True:
-            with self._lock:
-                done = self._next >= self._grid.count or not self._writer.is_done(self._next)
-                if done:
-                    self._busy = False
-                    return
-                chunk = self._next
-                blocks = self._held.pop(chunk, None)
-            span = self._grid.span(chunk)
-            if blocks is None:
-                _read_back(self._writer, span, self._update)
-            else:
-                left = span.size_bytes
-                for block in blocks:
-                    self._update(block.view[: min(left, BLOCK_BYTES)])
-                    left -= BLOCK_BYTES
-                _release(blocks)
-            with self._lock:
-                self._next += 1
 
     def _update(self, view: memoryview) -> None:
         if self._sink is not None:
@@ -429,32 +389,5 @@ def _digest(algorithm: Algorithm, view: memoryview) -> bytes:
 
 def _crc_of(writer: BlobWriter, span: ByteRange, crc: Crc) -> int:
     hashed = ChunkHash(span.start, crc)
-    _read_back(writer, span, hashed.update)
+    read_back(writer, span, hashed.update)
     return hashed.pieces[0][1]
-
-
-def _read_back(writer: BlobWriter, span: ByteRange, update: Callable[[memoryview], None]) -> None:
-    """Feed the stored bytes of `span` to `update`. Rare: resumed blobs and full pools."""
-    buffer = _scratch()
-    for start in range(span.start, span.end, BLOCK_BYTES):
-        size = min(BLOCK_BYTES, span.end - start)
-        writer.read(start, buffer, size)
-        update(buffer[:size])
-
-
-_local = threading.local()
-
-
-def _scratch() -> memoryview:
-    """One aligned block per thread, outside the pool: reading back must not wait for the pool."""
-    if not hasattr(_local, "block"):
-        import mmap  # noqa: PLC0415 - rare path
-
-        _local.block = memoryview(mmap.mmap(-1, BLOCK_BYTES))
-    block: memoryview = _local.block
-    return block
-
-
-def _release(blocks: list[Block]) -> None:
-    for block in blocks:
-        block.release()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from time import monotonic, perf_counter
 from typing import Final
 
@@ -48,6 +49,7 @@ from modelcache.planner import (
     Finish,
     Forget,
     GiveUp,
+    InSequence,
     Planner,
     PlannerLimits,
     Remedy,
@@ -55,6 +57,7 @@ from modelcache.planner import (
     Wake,
 )
 from modelcache.store import BlobBusy, BlobWriter, SmallBlobs
+from modelcache.transfer.assemblies import AssemblyCheck, AssemblyParts
 from modelcache.transfer.buffers import BufferPool
 from modelcache.transfer.checks import check_for
 from modelcache.transfer.connections import IdleConnections
@@ -156,16 +159,18 @@ class Transfer:
         self,
         jobs: Sequence[BlobJob],
         *,
+        assemblies: Sequence[AssemblyParts] = (),
         tick: Callable[[], None] | None = None,
         cancel: threading.Event | None = None,
     ) -> None:
         """Fetch, verify and publish every job's blob, but for those left in `busy`.
 
-        tick: called in this thread about ten times a second. Raises the first error that ended a
+        assemblies: whose every wanted blob has a job here. tick: called in this thread about ten
+        times a second. Raises the first error that ended a
         blob for good; what the others had stored is kept. Raises Cancelled after `cancel` is set.
         """
         try:
-            self._start(jobs)
+            self._start(jobs, assemblies)
             while not self._wait(TICK_S):
                 if tick is not None:
                     tick()
@@ -176,19 +181,47 @@ class Transfer:
         if self._error is not None:
             raise self._error
 
-    def _start(self, jobs: Sequence[BlobJob]) -> None:
+    def _start(self, jobs: Sequence[BlobJob], assemblies: Sequence[AssemblyParts]) -> None:
         with self._changed:
             for job in jobs:
                 self._jobs[job.file.blob] = job
                 self._unfinished.add(job.file.blob)
             self._large = [job for job in jobs if not job.small]
-            added = []
+            added = [blob for parts in assemblies for blob in self._start_assembly(parts)]
             for job in jobs:
+                if job.assembly is not None:
+                    continue
                 try:
                     added.append(self._added(job))
                 except BlobBusy:
                     self._leave_busy(job)
             self._feed(BlobsAdded(tuple(added)))
+
+    def _start_assembly(self, parts: AssemblyParts) -> list[BlobAdded]:
+        """Take all of an assembly's blobs or none: two processes with half each would wait on.
+
+        Every process takes them in the order of the pieces, so the first lock decides.
+        """
+        members = [
+            self._jobs[blob] for blob in dict.fromkeys(parts.assembly.blobs) if blob in self._jobs
+        ]
+        check = AssemblyCheck(parts, self._pool)
+        size_bytes = sum(job.file.size_bytes for job in members)
+        added = []
+        try:
+            for job in members:
+                job.assembly = check
+                self._open_writer(job)
+                sequence = InSequence(members[0].file.blob, size_bytes)
+                added.append(replace(self._added(job), in_order=True, sequence=sequence))
+        except BlobBusy:
+            for job in members:
+                if job.writer is not None:
+                    job.writer.close()
+                    job.writer = None
+                self._leave_busy(job)
+            return []
+        return added
 
     def _added(self, job: BlobJob) -> BlobAdded:
         """Describe a blob to the planner; one begun before is opened to see what is done."""
@@ -428,12 +461,16 @@ class Transfer:
         with job.opening:
             if job.writer is None:
                 writer = self._make_writer(job)
-                job.check = check_for(
-                    job.file,
-                    writer,
-                    self._pool,
-                    verify_md5=self._settings.verify_md5,
-                    sink=job.sink,
+                job.check = (
+                    job.assembly.member(writer)
+                    if job.assembly is not None
+                    else check_for(
+                        job.file,
+                        writer,
+                        self._pool,
+                        verify_md5=self._settings.verify_md5,
+                        sink=job.sink,
+                    )
                 )
                 job.writer = writer
             return job.writer
@@ -446,23 +483,44 @@ class Transfer:
         check = job.check
         assert check is not None  # noqa: S101 - opened with the writer
         bad = check.bad_chunks(writer)
-        if bad is None:
-            writer.publish(verified=check.name)
-            job.writer = None
-            with self._changed:
-                self._vouch(job, check.name)
-                self._let_go(job)
+        if bad is not None:
+            self._refetch(
+                job, bad, f"{job.file.path} does not match the {check.name} of its origin"
+            )
+        elif job.assembly is not None:
+            self._finish_member(job, job.assembly)
         else:
-            job.lose(bad)
-            with self._changed:
-                job.error = damaged(
-                    f"{job.file.path} does not match the {check.name} its origin publishes"
-                )
-                self._note(
-                    f"checksum mismatch in {job.file.path}, fetching {len(bad)} chunks again"
-                )
-                self._feed(ChunksLost(task.blob, tuple(bad)))
+            self._publish(job, writer, check.name)
         worker.times.verifying_s += perf_counter() - started_s
+
+    def _publish(self, job: BlobJob, writer: BlobWriter, vouched: str | None) -> None:
+        writer.publish(verified=vouched)
+        job.writer = None
+        with self._changed:
+            self._vouch(job, vouched)
+            self._let_go(job)
+
+    def _finish_member(self, job: BlobJob, assembly: AssemblyCheck) -> None:
+        """Nothing of an assembly is published before all of it is here and its checksum holds."""
+        with self._changed:
+            last = assembly.complete(job.file.blob)
+            members = [other for other in self._large if other.assembly is assembly]
+        if not last:
+            return
+        if assembly.holds():
+            for member in members:
+                self._publish(member, self._open_writer(member), assembly.name)
+        else:
+            for member in members:
+                what = f"{assembly.label} does not match its digest"
+                self._refetch(member, list(range(member.grid.count)), what)
+
+    def _refetch(self, job: BlobJob, bad: list[int], what: str) -> None:
+        job.lose(bad)
+        with self._changed:
+            job.error = damaged(what)
+            self._note(f"{what}: fetching {len(bad)} chunks of {job.file.path} again")
+            self._feed(ChunksLost(job.file.blob, tuple(bad)))
 
 
 def damaged(what: str) -> DigestMismatch:

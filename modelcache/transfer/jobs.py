@@ -13,6 +13,7 @@ from modelcache.errors import ModelcacheError, StoreError
 from modelcache.planner import AttemptId, SourceId
 from modelcache.sources.source import Source, Target
 from modelcache.store import BlobWriter
+from modelcache.transfer.assemblies import AssemblyCheck
 from modelcache.transfer.checks import BlobCheck, Sink
 
 CLAIM_WAIT_S: Final = 60.0  # a revoked holder stops at its next block; a disk write may be slow
@@ -37,6 +38,7 @@ class BlobJob:
         self.small = small
         self.resumes = False  # a partial of it was there before
         self.in_order = False  # its checksum must see the bytes in order
+        self.assembly: AssemblyCheck | None = None  # whose checksum covers this blob and others
         self.sink: Sink | None = None  # who takes the bytes while they arrive, in order
         self.writer: BlobWriter | None = None
         self.check: BlobCheck | None = None

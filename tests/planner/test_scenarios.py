@@ -16,6 +16,7 @@ from modelcache.planner import (
     Failure,
     Fetch,
     GiveUp,
+    InSequence,
     Planner,
     PlannerLimits,
     Remedy,
@@ -97,6 +98,29 @@ def test_chunks_of_an_ordered_blob_stay_close_to_the_front() -> None:
         *(blob(f"b{number}", 20 * CHUNK, in_order=True) for number in range(4)),
     )
     assert len({fetch.runs[0].blob for fetch in first}) > 1
+
+
+def test_blobs_of_one_sequence_come_one_behind_the_other() -> None:
+    whole = InSequence("layer", 12 * CHUNK)
+    world = World(LIMITS)
+    world.run(
+        *(replace(blob(f"m{n}", 4 * CHUNK, in_order=True), sequence=whole) for n in (2, 0, 1)),
+        blob("other", 8 * CHUNK),
+    )
+    begun = [fetch.runs[0].blob for fetch in world.fetches]
+    assert list(dict.fromkeys(begun)) == ["m2", "m0", "m1", "other"]
+    for former, latter in (("m2", "m0"), ("m0", "m1")):
+        assert former not in begun[begun.index(latter) :], "all of it was on its way before"
+
+
+def test_sequences_share_the_connections_as_blobs_do() -> None:
+    members = [
+        replace(blob(f"{name}{n}", 4 * CHUNK, in_order=True), sequence=InSequence(name, 16 * CHUNK))
+        for name in "ab"
+        for n in range(4)
+    ]
+    first = fetches(Planner(LIMITS), *members)
+    assert sorted(fetch.runs[0].blob for fetch in first) == ["a0", "a0", "b0", "b0"]
 
 
 def test_a_lost_attempt_returns_its_chunk_to_the_queue() -> None:
