@@ -1,0 +1,1 @@
+"""`oci://`: models in OCI and Docker registries, as artifacts or as files of images."""
