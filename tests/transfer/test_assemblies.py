@@ -119,8 +119,8 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
         yield played
 
 
-def pull(store: Path) -> dict[str, bytes]:
-    with Engine(settings(store)) as engine:
+def pull(store: Path, **transfer: int) -> dict[str, bytes]:
+    with Engine(settings(store, **transfer)) as engine:
         return tree(engine.pull(parse_ref("https://registry/layer")).path)
 
 
@@ -153,7 +153,7 @@ def test_a_layer_that_stays_wrong_is_named_and_shows_nothing(registry: Registry,
 def test_an_interrupted_layer_goes_on_where_it_was(registry: Registry, tmp_path: Path):
     registry.answers_left = 3
     with pytest.raises(Forbidden):
-        pull(tmp_path)
+        pull(tmp_path, connections_max=1)
     kept = sum(_done(tmp_path))
     assert kept
     registry.answers_left = None
