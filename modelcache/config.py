@@ -25,6 +25,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from modelcache.domain.mirrors import parse_rewrites
 from modelcache.domain.ranges import CHUNK_BYTES_DEFAULT, MIB
 from modelcache.errors import InvalidConfig
 
@@ -428,4 +429,5 @@ def _validated(settings: Settings) -> Settings:
     for holds, message in checks:
         if not holds:
             raise InvalidConfig(message)
+    parse_rewrites(settings.mirrors.rewrite)
     return settings

@@ -111,9 +111,9 @@ class Engine:
             warm = self._warm(ref, self.settings.max_age_s if max_age_s is None else max_age_s)
             if warm is not None:
                 return warm
-        from modelcache.agent.pulling import Pull  # noqa: PLC0415 - see the module
+        from modelcache.agent.pulling import pull_from_any  # noqa: PLC0415 - see the module
 
-        return Pull(self.settings, self.store, ref, progress, cancel).run()
+        return pull_from_any(self.settings, self.store, ref, progress, cancel)
 
     def _warm(self, ref: Ref, max_age_s: float) -> Snapshot | None:
         recalled = self.store.recall_ref(ref)

@@ -53,6 +53,7 @@ class Fetching:
         self.settings = settings
         self.store = store
         self.ref = ref
+        self.place = ref  # where it is asked for: the ref itself, or a mirror
         self.assemblies: tuple[Assembly, ...] = ()  # of the manifest that is being fetched
         self.report = Report(ref=ref.redacted(), started_at_s=wall_clock_s())
         self._progress = progress
@@ -117,7 +118,7 @@ class Fetching:
     def _job(self, file: File, source: Source, *, resume: bool) -> BlobJob:
         grid = ChunkGrid(file.size_bytes, self.settings.store.chunk_bytes)
         small = file.size_bytes <= BLOCK_BYTES
-        source_id = SourceId(self.ref.redacted().partition("?")[0])
+        source_id = SourceId(self.place.redacted().partition("?")[0])
         job = BlobJob(file, grid, source, source_id, small=small)
         job.resumes = resume and not small and self.store.has_partial(file.blob)
         if not small:
@@ -129,7 +130,7 @@ class Fetching:
         mode = self._write_mode(job.file.size_bytes)
         self.report.io = mode.value
         writer = self.store.writer(job.file.blob, job.file.size_bytes, mode=mode)
-        target = job.target(fresh=False) if self.ref.scheme is Scheme.FILE else None
+        target = job.target(fresh=False) if self.place.scheme is Scheme.FILE else None
         if isinstance(target, LocalTarget) and target.share:
             writer.share(Path(target.path), link=target.link)
         return writer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from time import monotonic
 
@@ -12,13 +13,43 @@ from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.fetching import Fetching
 from modelcache.agent.repairing import Repair
 from modelcache.agent.snapshot import Snapshot
-from modelcache.config import BLOCK_BYTES
+from modelcache.config import BLOCK_BYTES, Settings
 from modelcache.domain.manifests import BlobId, File, Manifest, ModelId
-from modelcache.errors import Cancelled
+from modelcache.domain.mirrors import parse_rewrites, places
+from modelcache.domain.refs import Ref
+from modelcache.errors import Cancelled, CorruptData, SourceRefused, SourceUnavailable
 from modelcache.sources.opening import open_source
-from modelcache.store import BlobState, room
+from modelcache.store import BlobState, Store, room
 from modelcache.store import repair as repairs
-from modelcache.transfer.report import Phase
+from modelcache.transfer.report import Phase, ProgressCallback
+
+
+def pull_from_any(
+    settings: Settings,
+    store: Store,
+    ref: Ref,
+    progress: ProgressCallback | None,
+    cancel: threading.Event | None,
+) -> Snapshot:
+    """Pull from the first of the ref's mirrors, and last its own place, that can give the model.
+
+    What one of them has brought before it failed is kept. Raises what the last one raised.
+    """
+    asked = places(ref, parse_rewrites(settings.mirrors.rewrite), only=settings.mirrors.only)
+    passed: list[str] = []
+    for place in asked:
+        pull = Pull(settings, store, ref, progress, cancel)
+        pull.place = place
+        pull.report.events += passed
+        try:
+            return pull.run()
+        except (SourceUnavailable, SourceRefused, CorruptData) as error:
+            if place is asked[-1]:
+                if passed:
+                    error.args = (f"{error.message} ({'; '.join(passed)})",)
+                raise
+            passed.append(f"mirror {place.redacted()} passed over: {error.message}")
+    raise AssertionError("there is always a place to ask")
 
 
 class Pull(Fetching):
@@ -30,8 +61,8 @@ class Pull(Fetching):
         """See Engine.pull."""
         cpu_before = os.times()
         self._tick()
-        source = open_source(self.ref.origin(), self.settings)
-        manifest = source.resolve(self.ref)
+        source = open_source(self.place.origin(), self.settings)
+        manifest = source.resolve(self.place)
         self.assemblies = manifest.assemblies
         self.report.resolving_s = monotonic() - self._started_s
         self.report.model_id = manifest.model_id
