@@ -18,10 +18,11 @@ from typing import Final, Self
 from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.snapshot import Snapshot
 from modelcache.config import Settings
+from modelcache.domain.differences import Difference, compare
 from modelcache.domain.manifests import BlobId, File, Manifest, ModelId
 from modelcache.domain.ranges import ChunkGrid
-from modelcache.domain.refs import Ref
-from modelcache.errors import CorruptData, NotInStore, StoreReadOnly
+from modelcache.domain.refs import Ref, parse_ref
+from modelcache.errors import CorruptData, NotInStore, StoreReadOnly, UsageError
 from modelcache.store import BlobState, LeaseInfo, Store, room
 from modelcache.store import repair as repairs
 from modelcache.store.room import GarbageReport, Usage
@@ -143,6 +144,40 @@ class Engine:
             receipt = self.store.receipt(file.blob) if present else None
             files.append(StoredFile(file, present, receipt.verified if receipt else None))
         return self._describe(model_id, self.store.refs()), files
+
+    def compare(self, first: str, second: str) -> Difference:
+        """What having the second model costs whoever has the first; nothing is fetched.
+
+        The first is what the store has of it, if anything. A second that is a ref is resolved anew,
+        for it may have moved on. Raises NotInStore for an id, what resolving raises, and
+        UsageError for a ref whose files only a pull can tell.
+        """
+        return compare(self._stored(first) or self._resolved(first), self._second(second))
+
+    def _second(self, what: str) -> Manifest:
+        if "://" in what:
+            return self._resolved(what)
+        return self.store.manifest(self.store.find(what))
+
+    def _stored(self, what: str) -> Manifest | None:
+        try:
+            return self.store.manifest(self.store.find(what))
+        except NotInStore:
+            if "://" not in what:
+                raise
+            return None
+
+    def _resolved(self, what: str) -> Manifest:
+        from modelcache.agent.pulling import resolve_from_any  # noqa: PLC0415 - see the module
+
+        ref = parse_ref(what)
+        manifest = resolve_from_any(self.settings, ref)
+        if manifest.archives:
+            raise UsageError(
+                f"what {ref.redacted()} holds is known only by unpacking it; pull it, and compare "
+                "by model id"
+            )
+        return manifest
 
     def path(self, what: str) -> Path:
         """The snapshot of a warm model. Raises NotInStore for a cold or warming one."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
+from typing import TypeVar
 
 import xxhash
 
@@ -23,6 +24,8 @@ from modelcache.store import BlobState, Store, room
 from modelcache.store import repair as repairs
 from modelcache.transfer.report import Phase, ProgressCallback
 
+Answer = TypeVar("Answer")
+
 
 def pull_from_any(
     settings: Settings,
@@ -35,14 +38,30 @@ def pull_from_any(
 
     What one of them has brought before it failed is kept. Raises what the last one raised.
     """
+
+    def pull(place: Ref, passed: list[str]) -> Snapshot:
+        one = Pull(settings, store, ref, progress, cancel)
+        one.place = place
+        one.report.events += passed
+        return one.run()
+
+    return _first_of(settings, ref, pull)
+
+
+def resolve_from_any(settings: Settings, ref: Ref) -> Manifest:
+    """Only resolve, likewise."""
+    return _first_of(
+        settings, ref, lambda place, _: open_source(place.origin(), settings).resolve(place)
+    )
+
+
+def _first_of(settings: Settings, ref: Ref, ask: Callable[[Ref, list[str]], Answer]) -> Answer:
+    """The first answer of the places of a ref. ask: a place, and why those before it gave none."""
     asked = places(ref, parse_rewrites(settings.mirrors.rewrite), only=settings.mirrors.only)
     passed: list[str] = []
     for place in asked:
-        pull = Pull(settings, store, ref, progress, cancel)
-        pull.place = place
-        pull.report.events += passed
         try:
-            return pull.run()
+            return ask(place, passed)
         except (SourceUnavailable, SourceRefused, CorruptData) as error:
             if place is asked[-1]:
                 if passed:

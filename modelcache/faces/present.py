@@ -9,6 +9,7 @@ from typing import Any, Final
 import typer
 
 from modelcache.agent import Snapshot, StoredFile, StoredModel, VerifyResult
+from modelcache.domain.differences import Change, Difference
 from modelcache.domain.manifests import SHORT_ID
 from modelcache.faces import units
 from modelcache.store.room import GarbageReport, Usage
@@ -144,6 +145,44 @@ def show_text(model: StoredModel, files: Sequence[StoredFile]) -> str:
         for item in files
     ]
     return "\n".join([*head, "", table(("FILE", "SIZE", "CHECKED BY", "BLOB"), rows)])
+
+
+def difference_text(difference: Difference) -> str:
+    """`show --diff`: what is not the same, and what it costs."""
+    rows = [
+        (
+            change.change.value,
+            f"{change.before} -> {change.path}" if change.before else change.path,
+            units.size(change.size_bytes),
+        )
+        for change in difference.files
+        if change.change is not Change.SAME
+    ]
+    same = sum(change.change is Change.SAME for change in difference.files)
+    tail = [
+        f"shared    {units.size(difference.shared_bytes)}, {units.count(same, 'file')} unchanged",
+        f"to fetch  {units.size(difference.fetch_bytes)}",
+        f"freed     {units.size(difference.freed_bytes)} by removing the first",
+    ]
+    return "\n".join([table(("CHANGE", "FILE", "SIZE"), rows), "", *tail] if rows else tail)
+
+
+def difference_json(difference: Difference) -> dict[str, Any]:
+    """`show --diff --json`."""
+    return {
+        "shared_bytes": difference.shared_bytes,
+        "fetch_bytes": difference.fetch_bytes,
+        "freed_bytes": difference.freed_bytes,
+        "files": [
+            {
+                "path": change.path,
+                "change": change.change.value,
+                "size_bytes": change.size_bytes,
+                "before": change.before,
+            }
+            for change in difference.files
+        ],
+    }
 
 
 def show_json(model: StoredModel, files: Sequence[StoredFile]) -> dict[str, Any]:

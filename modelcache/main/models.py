@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from modelcache.errors import UsageError
 from modelcache.main.app import Config, Json, Quiet, Store, What, app, engine_for
 
 
@@ -31,15 +33,26 @@ def ls(
 @app.command()
 def show(
     model: What,
+    other: Annotated[
+        str | None, typer.Argument(metavar="[OTHER]", help="With --diff: what to compare with.")
+    ] = None,
     store: Store = None,
     config: Config = None,
     *,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Show what changes from MODEL to OTHER.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show one model and its files."""
+    """Show one model and its files, or what changes from one model to another."""
     from modelcache.faces import present  # noqa: PLC0415
 
+    if diff != (other is not None):
+        raise UsageError("--diff compares two models; write show --diff MODEL OTHER")
+    if other is not None:
+        _show_difference(model, other, store, config, as_json=as_json, quiet=quiet)
+        return
     with engine_for(store, config, write=False) as engine:
         described, files = engine.show(model)
     if as_json:
@@ -49,6 +62,27 @@ def show(
             typer.echo(item.file.path)
     else:
         typer.echo(present.show_text(described, files))
+
+
+def _show_difference(
+    first: str,
+    second: str,
+    store: Path | None,
+    config: Path | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from modelcache.faces import present  # noqa: PLC0415
+
+    with engine_for(store, config, write=False) as engine:
+        difference = engine.compare(first, second)
+    if as_json:
+        present.print_json(present.difference_json(difference))
+    elif quiet:
+        typer.echo(difference.fetch_bytes)
+    else:
+        typer.echo(present.difference_text(difference))
 
 
 @app.command()

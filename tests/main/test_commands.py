@@ -84,6 +84,34 @@ def test_show_has_every_file(shell: Shell, pulled: str):
     }
 
 
+def test_show_diff_tells_what_changes_and_what_that_costs(shell: Shell, pulled: str, model: Path):
+    (model / "config.json").write_bytes(b'{"changed": 1}')
+    (model / "sub" / "vocab.txt").rename(model / "vocab.txt")
+    done = shell.run("show", "--diff", pulled[:8], f"file://{model}", "--json")
+    assert done.code == 0, done.err
+    changed = {item["path"]: item["change"] for item in done.json["files"]}
+    assert changed == {
+        "a.safetensors": "same",
+        "b.safetensors": "same",
+        "config.json": "changed",
+        "sub/vocab.txt": "removed",
+        "vocab.txt": "added",
+    }
+    shown = shell.call("show", "--diff", pulled, f"file://{model}")
+    assert "changed" in shown.out
+    assert "to fetch  " in shown.out
+    assert shell.call("show", "--diff", pulled, pulled, "-q").out == "0\n"
+    assert shell.call("ls", "-q").out == f"{pulled}\n", "what was only compared is not kept"
+
+
+def test_show_diff_wants_two_models(shell: Shell, pulled: str):
+    for arguments in (("--diff", pulled), (pulled, pulled)):
+        done = shell.call("show", *arguments)
+        assert done.code == 2
+        assert "show --diff MODEL OTHER" in done.complaint
+    assert shell.call("show", "--diff", pulled, "0123abcd").code == 1
+
+
 def test_path_takes_ids_their_starts_and_refs(shell: Shell, pulled: str, model: Path):
     expected = str(shell.store / "snapshots" / pulled)
     assert shell.run("path", pulled).out == f"{expected}\n"
