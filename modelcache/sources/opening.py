@@ -35,7 +35,11 @@ def _open(origin: Ref, settings: Settings) -> Source:
             from modelcache.sources.s3 import S3Source
 
             return S3Source(origin, settings.s3, settings.transfer)
-        case Scheme.GS | Scheme.OCI | Scheme.HF:
+        case Scheme.GS:
+            from modelcache.sources.gcs import GcsSource
+
+            return GcsSource(origin, settings.gcs, settings.transfer)
+        case Scheme.OCI | Scheme.HF:
             raise UsageError(f"{origin.scheme}:// cannot be pulled yet")
         case Scheme.HTTP | Scheme.HTTPS:
             from modelcache.sources.http import HttpSource
