@@ -10,6 +10,7 @@ from typing import TypeVar
 import pytest
 
 from tests.servers.certificates import Certificates, make_certificates
+from tests.servers.fake_gcs import FakeGcs
 from tests.servers.minio import Minio
 from tests.servers.moto import Moto
 from tests.servers.nginx import Nginx
@@ -17,6 +18,7 @@ from tests.servers.process import Server, ServerUnavailable
 from tests.servers.rclone_s3 import RcloneS3
 
 AnyServer = TypeVar("AnyServer", bound=Server)
+_OWN = ("AWS_", "CLOUDSDK_", "GCE_", "GOOGLE_", "MODELCACHE_", "STORAGE_EMULATOR_HOST")
 
 
 @pytest.fixture(autouse=True)
@@ -24,10 +26,11 @@ def own_machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPa
     """No credentials, configuration or proxies of whoever runs the tests."""
     home = tmp_path_factory.mktemp("home")
     for name in list(os.environ):
-        if name.startswith(("AWS_", "MODELCACHE_")) or name.lower().endswith("_proxy"):
+        if name.startswith(_OWN) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
 
@@ -56,6 +59,12 @@ def rclone_server() -> Iterator[Server]:
 def moto_server() -> Iterator[Server]:
     """One moto for the session."""
     yield from _running(Moto)
+
+
+@pytest.fixture(scope="session")
+def fake_gcs() -> Iterator[Server]:
+    """One GCS emulator for the session; tests make buckets of their own."""
+    yield from _running(FakeGcs)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from modelcache.config import Settings
 from modelcache.domain.refs import Ref, parse_ref
 from modelcache.sources.opening import open_source
 from modelcache.sources.source import Source
+from tests.servers.fake_gcs import FakeGcs, gcs_client
 from tests.servers.nginx import Nginx
 from tests.servers.uploads import S3Server, s3_client
 
@@ -95,6 +96,39 @@ class S3Subject:
         return parse_ref(f"s3://{self._bucket}/{quote(path)}?endpoint={self._endpoint}")
 
 
+@cache
+def _gcs_client(url: str) -> Any:
+    return gcs_client(url)
+
+
+class GcsSubject:
+    """A bucket of its own on a GCS emulator, filled by Google's client."""
+
+    name = "gcs"
+
+    def __init__(self, server: FakeGcs) -> None:
+        self._endpoint = server.url
+        self._bucket = _gcs_client(server.url).create_bucket(f"conformance-{next(_numbers)}")
+
+    def put(self, name: str, content: bytes) -> None:
+        self._bucket.blob(f"model/{name}").upload_from_string(content, checksum="crc32c")
+
+    def remove(self, name: str) -> None:
+        self._bucket.blob(f"model/{name}").delete()
+
+    def publish(self) -> None:
+        """Listings are always up to date."""
+
+    def tree(self, below: str = "") -> Ref:
+        return self._ref(f"model/{below}".rstrip("/"))
+
+    def file(self, name: str) -> Ref:
+        return self._ref(f"model/{name}")
+
+    def _ref(self, path: str) -> Ref:
+        return parse_ref(f"gs://{self._bucket.name}/{quote(path)}?endpoint={self._endpoint}")
+
+
 class FileSubject:
     """A directory."""
 
@@ -158,6 +192,10 @@ def _s3(fixture: str) -> Callable[[pytest.FixtureRequest], SourceUnderTest]:
     return lambda request: S3Subject(request.getfixturevalue(fixture), fixture)
 
 
+def _gcs(request: pytest.FixtureRequest) -> SourceUnderTest:
+    return GcsSubject(request.getfixturevalue("fake_gcs"))
+
+
 def _file(request: pytest.FixtureRequest) -> SourceUnderTest:
     return FileSubject(request.getfixturevalue("tmp_path"))
 
@@ -171,6 +209,7 @@ SUBJECTS: dict[str, Callable[[pytest.FixtureRequest], SourceUnderTest]] = {
     "minio": _s3("minio"),
     "rclone": _s3("rclone_s3"),
     "moto": _s3("moto"),
+    "gcs": _gcs,
     "file": _file,
     "http": _http,
 }
