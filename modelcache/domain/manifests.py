@@ -139,7 +139,9 @@ class Manifest:
 
     archives: in the order in which they apply. With any, this is not yet a model that can be
     shown: unpacking turns it into one of files alone. assemblies: known to the source that has just
-    resolved, and not kept.
+    resolved, and not kept. notes: what that source has to tell whoever asked, not kept either.
+    unpacked_from: the archives that some of the files were found in, with which damaged ones are mended;
+    no part of what the model is.
     """
 
     origin: str
@@ -147,6 +149,8 @@ class Manifest:
     model_id: ModelId
     archives: tuple[Archive, ...] = ()
     assemblies: tuple[Assembly, ...] = field(default=(), compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    unpacked_from: tuple[Archive, ...] = field(default=(), compare=False)
 
     @classmethod
     def of(
@@ -156,6 +160,8 @@ class Manifest:
         *,
         archives: Iterable[Archive] = (),
         assemblies: Iterable[Assembly] = (),
+        notes: Iterable[str] = (),
+        unpacked_from: Iterable[Archive] = (),
     ) -> Manifest:
         """Check, sort and identify. `origin` is the ref without filter, as text.
 
@@ -170,7 +176,7 @@ class Manifest:
         if packed:
             content["archives"] = [_archive(archive) for archive in packed]
         model_id = ModelId(sha256(canonical_json(content)).hexdigest())
-        return cls(origin, ordered, model_id, packed, tuple(assemblies))
+        return cls(origin, ordered, model_id, packed, tuple(assemblies), tuple(notes), tuple(unpacked_from))
 
     @property
     def size_bytes(self) -> int:
@@ -189,10 +195,9 @@ class Manifest:
         """The stored form: content and locators."""
         files = [{**_content(file), **_locator(file)} for file in self.files]
         stored: dict[str, Any] = {"files": files, "format": FORMAT, "origin": self.origin}
-        if self.archives:
-            stored["archives"] = [
-                {**_archive(archive), **_locator(archive.layer)} for archive in self.archives
-            ]
+        for name, archives in (("archives", self.archives), ("unpacked_from", self.unpacked_from)):
+            if archives:
+                stored[name] = [{**_archive(item), **_locator(item.layer)} for item in archives]
         return canonical_json(stored)
 
     @classmethod
@@ -208,6 +213,7 @@ class Manifest:
                 _text(raw["origin"]),
                 [_file(entry) for entry in raw["files"]],
                 archives=[_archive_of(entry) for entry in raw.get("archives", ())],
+                unpacked_from=[_archive_of(entry) for entry in raw.get("unpacked_from", ())],
             )
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise CorruptData(f"stored manifest is unreadable: {error}") from error

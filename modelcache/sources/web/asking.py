@@ -77,9 +77,11 @@ class Asker:
         headers: Mapping[str, str] | None = None,
         *,
         wants_body: bool = False,
+        follow: bool = True,
     ) -> Answer:
         """Send a request and follow its redirects. Idempotent; repeats what failed in passing.
 
+        Without `follow` a redirect is an answer as any other; see `redirected`.
         Raises SourceUnavailable, NotFound for a host without an address, and SourceRefused for
         certificates, redirects that loop or lead out of TLS, and an index beyond its bound.
         """
@@ -87,9 +89,9 @@ class Asker:
         for _ in range(REDIRECTS_MAX + 1):
             answer = self._patiently(method, address, headers or {}, wants_body=wants_body)
             location = answer.headers.get("location")
-            if answer.status not in REDIRECTS or not location:
+            if not follow or answer.status not in REDIRECTS or not location:
                 return answer
-            address = _redirected(address, location)
+            address = redirected(address, location)
         raise SourceRefused(f"{start} redirects more than {REDIRECTS_MAX} times")
 
     def proxy(self, address: Address) -> ProxyAddress | None:
@@ -266,8 +268,11 @@ class Asker:
                 return SourceUnavailable(f"{where} does not speak HTTP ({type(error).__name__})")
 
 
-def _redirected(address: Address, location: str) -> Address:
-    """Where `location` leads. http.client decodes headers as Latin-1; raw UTF-8 is common."""
+def redirected(address: Address, location: str) -> Address:
+    """Where `location` leads. http.client decodes headers as Latin-1; raw UTF-8 is common.
+
+    Raises SourceRefused for what cannot be used, and for a way out of TLS.
+    """
     try:
         target = address.join(escape(location.encode("latin-1")))
     except ValueError as error:

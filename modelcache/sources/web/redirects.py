@@ -39,6 +39,11 @@ class Redirects:
         moved = self._moved.get(url)
         return moved[1] if moved else None
 
+    def good_for_s(self, url: str) -> float:
+        """For how many more seconds `target` can be relied on; 0 where nobody has asked."""
+        moved = self._moved.get(url)
+        return max(0.0, moved[0] - monotonic()) if moved else 0.0
+
     def expect(self) -> None:
         """A file was redirected although nobody had asked: from now on all have to be asked."""
         self._expected = True
