@@ -15,7 +15,7 @@ from typing import ClassVar, Final
 
 from modelcache.agent.clock import wall_clock_s
 from modelcache.config import BLOCK_BYTES, Settings
-from modelcache.domain.manifests import Assembly, File
+from modelcache.domain.manifests import Assembly, BlobId, File
 from modelcache.domain.places import Scheme
 from modelcache.domain.ranges import ChunkGrid
 from modelcache.domain.refs import Ref
@@ -24,7 +24,7 @@ from modelcache.planner import SourceId
 from modelcache.sources.source import LocalTarget, Source
 from modelcache.store import BlobBusy, BlobWriter, SmallBlobs, Store, WriteMode
 from modelcache.transfer.assemblies import AssemblyParts
-from modelcache.transfer.checks import best_checksum
+from modelcache.transfer.checks import Sink, best_checksum
 from modelcache.transfer.engine import Transfer
 from modelcache.transfer.jobs import BlobJob
 from modelcache.transfer.memory import cheap_memory_bytes
@@ -55,6 +55,7 @@ class Fetching:
         self.ref = ref
         self.place = ref  # where it is asked for: the ref itself, or a mirror
         self.assemblies: tuple[Assembly, ...] = ()  # of the manifest that is being fetched
+        self.sinks: dict[BlobId, Sink] = {}  # who takes the bytes of blobs that are not kept
         self.report = Report(ref=ref.redacted(), started_at_s=wall_clock_s())
         self._progress = progress
         self._cancel = cancel
@@ -117,9 +118,11 @@ class Fetching:
 
     def _job(self, file: File, source: Source, *, resume: bool) -> BlobJob:
         grid = ChunkGrid(file.size_bytes, self.settings.store.chunk_bytes)
-        small = file.size_bytes <= BLOCK_BYTES
+        sink = self.sinks.get(file.blob)
+        small = file.size_bytes <= BLOCK_BYTES and sink is None
         source_id = SourceId(self.place.redacted().partition("?")[0])
         job = BlobJob(file, grid, source, source_id, small=small)
+        job.sink = sink
         job.resumes = resume and not small and self.store.has_partial(file.blob)
         if not small:
             checksum = best_checksum(file, verify_md5=self.settings.transfer.verify_md5)

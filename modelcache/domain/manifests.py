@@ -140,8 +140,8 @@ class Manifest:
     archives: in the order in which they apply. With any, this is not yet a model that can be
     shown: unpacking turns it into one of files alone. assemblies: known to the source that has just
     resolved, and not kept. notes: what that source has to tell whoever asked, not kept either.
-    unpacked_from: the archives that some of the files were found in, with which damaged ones are mended;
-    no part of what the model is.
+    unpacked_from: the archives that some of the files were found in, for mending those; no part of
+    what the model is.
     """
 
     origin: str
@@ -176,7 +176,9 @@ class Manifest:
         if packed:
             content["archives"] = [_archive(archive) for archive in packed]
         model_id = ModelId(sha256(canonical_json(content)).hexdigest())
-        return cls(origin, ordered, model_id, packed, tuple(assemblies), tuple(notes), tuple(unpacked_from))
+        return cls(
+            origin, ordered, model_id, packed, tuple(assemblies), tuple(notes), tuple(unpacked_from)
+        )
 
     @property
     def size_bytes(self) -> int:

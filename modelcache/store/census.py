@@ -93,7 +93,7 @@ def committed(store: Store, *, keep: ModelId) -> Committed:
     promised: dict[BlobId, int] = {}
     others = [item for item in store.model_ids() if item != keep and _is_pulled(store, item)]
     for manifest in manifests(store, others):
-        promised.update((file.blob, file.size_bytes) for file in manifest.files)
+        promised.update((blob, file.size_bytes) for blob, file in manifest.blobs().items())
     mine = {blob for item in manifests(store, [keep]) for blob in item.blobs()} if promised else ()
     to_come = sum(
         size

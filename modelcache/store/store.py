@@ -379,7 +379,7 @@ class Store:
         for model_id in self.model_ids():
             if model_id != without:
                 try:
-                    found.update(file.blob for file in self.manifest(model_id).files)
+                    found.update(self.manifest(model_id).blobs())
                 except NotInStore:
                     continue
                 except CorruptData as error:

@@ -112,7 +112,10 @@ class BlobCheck(Protocol):
 
 
 class Sink(Protocol):
-    """Takes a blob's bytes in order while it arrives. One thread at a time."""
+    """Takes a blob's bytes in order while it arrives. One thread at a time.
+
+    The blob itself is not published: it stays a partial, for whoever gave the sink to remove.
+    """
 
     def take(self, view: memoryview) -> None:
         """The next bytes; `view` is not to be kept. What it raises ends the blob for good."""
@@ -120,6 +123,10 @@ class Sink(Protocol):
 
     def restart(self) -> None:
         """All bytes taken so far were wrong; they come again from the start."""
+        ...
+
+    def complete(self) -> None:
+        """All bytes were taken, and they are right. What it raises ends the blob for good."""
         ...
 
 

@@ -489,6 +489,9 @@ class Transfer:
             )
         elif job.assembly is not None:
             self._finish_member(job, job.assembly)
+        elif job.sink is not None:
+            job.sink.complete()
+            self._is_stored(job, check.name)
         else:
             self._publish(job, writer, check.name)
         worker.times.verifying_s += perf_counter() - started_s
@@ -496,6 +499,9 @@ class Transfer:
     def _publish(self, job: BlobJob, writer: BlobWriter, vouched: str | None) -> None:
         writer.publish(verified=vouched)
         job.writer = None
+        self._is_stored(job, vouched)
+
+    def _is_stored(self, job: BlobJob, vouched: str | None) -> None:
         with self._changed:
             self._vouch(job, vouched)
             self._let_go(job)
