@@ -39,7 +39,11 @@ def _open(origin: Ref, settings: Settings) -> Source:
             from modelcache.sources.gcs import GcsSource
 
             return GcsSource(origin, settings.gcs, settings.transfer)
-        case Scheme.OCI | Scheme.HF:
+        case Scheme.OCI:
+            from modelcache.sources.oci import OciSource
+
+            return OciSource(origin, settings.oci, settings.transfer)
+        case Scheme.HF:
             raise UsageError(f"{origin.scheme}:// cannot be pulled yet")
         case Scheme.HTTP | Scheme.HTTPS:
             from modelcache.sources.http import HttpSource

@@ -129,10 +129,6 @@ class Registry:
         """Whether the user gave a credential for this repository."""
         return self._authority.has_credential(Scope(repository))
 
-    def drop_token(self, repository: str) -> None:
-        """Get another token before the next request: the registry refuses the last."""
-        self._authority.drop(Scope(repository))
-
     def proxy(self, address: Address) -> ProxyAddress | None:
         """The proxy that the environment names for an address."""
         return self._wire.proxy(address)
@@ -168,6 +164,8 @@ class Registry:
             return reply
         self._authority.drop(scope, refused=header)
         header = self._authority.answer(scope, wanted, refused=header)
+        if not content.repeats:
+            return reply  # some of it is gone; whoever sends it comes back, and finds the token
         sent = {**headers, "Authorization": header}
         return self._patiently(method, address, sent, content, body_bytes_max)
 

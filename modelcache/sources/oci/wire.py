@@ -35,7 +35,7 @@ Body = bytes | bytearray | memoryview | IO[bytes]
 class Reply:
     """A response, and where it came from. Header names are lower-case.
 
-    body: empty where there is more of it than was asked for, which too_long tells.
+    body: its first bytes only where there are more than were asked for, which too_long tells.
     """
 
     address: Address
@@ -130,15 +130,11 @@ class Wire:
 def _read(response: requests.Response, address: Address, body_bytes_max: int) -> Reply:
     headers = {name.lower(): value for name, value in response.headers.items()}
     status = response.status_code
-    announced = headers.get("content-length", "")
-    is_head = response.request.method == "HEAD"
-    if announced.isdigit() and int(announced) > body_bytes_max and not is_head:
-        return Reply(address, status, headers, too_long=True)
     body = bytearray()
     for piece in response.iter_content(64 << 10):
         body += piece
         if len(body) > body_bytes_max:
-            return Reply(address, status, headers, too_long=True)
+            return Reply(address, status, headers, bytes(body[:body_bytes_max]), too_long=True)
     return Reply(address, status, headers, bytes(body))
 
 
