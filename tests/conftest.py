@@ -11,6 +11,7 @@ import pytest
 
 from tests.servers.certificates import Certificates, make_certificates
 from tests.servers.fake_gcs import FakeGcs
+from tests.servers.hub import Hub
 from tests.servers.minio import Minio
 from tests.servers.moto import Moto
 from tests.servers.nginx import Nginx
@@ -102,6 +103,16 @@ def web(tmp_path: Path) -> Iterator[tuple[Nginx, Path]]:
             yield server, root
     except ServerUnavailable as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty hub, and nobody's token."""
+    for name in list(os.environ):
+        if name.startswith(("HF_", "HUGGING")):
+            monkeypatch.delenv(name)
+    with Hub() as running:
+        yield running
 
 
 def _with_credentials(server: AnyServer, monkeypatch: pytest.MonkeyPatch) -> AnyServer:
