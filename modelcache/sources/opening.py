@@ -44,7 +44,9 @@ def _open(origin: Ref, settings: Settings) -> Source:
 
             return OciSource(origin, settings.oci, settings.transfer)
         case Scheme.HF:
-            raise UsageError(f"{origin.scheme}:// cannot be pulled yet")
+            from modelcache.sources.hf import HfSource
+
+            return HfSource(origin, settings.hf, settings.transfer)
         case Scheme.HTTP | Scheme.HTTPS:
             from modelcache.sources.http import HttpSource
 

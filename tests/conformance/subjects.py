@@ -21,6 +21,7 @@ from modelcache.domain.refs import Ref, parse_ref
 from modelcache.sources.opening import open_source
 from modelcache.sources.source import Source
 from tests.servers.fake_gcs import FakeGcs, gcs_client
+from tests.servers.hub import Hub
 from tests.servers.nginx import Nginx
 from tests.servers.uploads import S3Server, s3_client
 
@@ -188,6 +189,47 @@ class HttpSubject(FileSubject):
         return parse_ref(f"{self._server.url}/model/{quote(name)}")
 
 
+class HfSubject:
+    """A repository on a hub. What is put over a published file changes the very commit.
+
+    No honest hub does that; a mirror that does must be found out.
+    """
+
+    name = "hf"
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._name = f"conformance/model-{next(_numbers)}"
+        self._files: dict[str, bytes] = {}
+        self._commit = ""
+
+    def put(self, name: str, content: bytes) -> None:
+        self._files[f"model/{name}"] = content
+        self._published()[f"model/{name}"] = content
+
+    def remove(self, name: str) -> None:
+        del self._files[f"model/{name}"]
+        del self._published()[f"model/{name}"]
+
+    def publish(self) -> None:
+        self._commit = self._hub.repository(self._name).commit(self._files)
+
+    def tree(self, below: str = "") -> Ref:
+        return self._ref(f"model/{below}".rstrip("/"))
+
+    def file(self, name: str) -> Ref:
+        return self._ref(f"model/{name}")
+
+    def _published(self) -> dict[str, bytes]:
+        """The files of the last commit."""
+        return self._hub.repository(self._name).commits.get(self._commit, {})
+
+    def _ref(self, path: str) -> Ref:
+        if not self._commit:
+            self.publish()
+        return parse_ref(f"hf://{self._name}/{quote(path)}?endpoint={self._hub.url}")
+
+
 def _s3(fixture: str) -> Callable[[pytest.FixtureRequest], SourceUnderTest]:
     return lambda request: S3Subject(request.getfixturevalue(fixture), fixture)
 
@@ -205,6 +247,10 @@ def _http(request: pytest.FixtureRequest) -> SourceUnderTest:
     return HttpSubject(root, server)
 
 
+def _hf(request: pytest.FixtureRequest) -> SourceUnderTest:
+    return HfSubject(request.getfixturevalue("hub"))
+
+
 SUBJECTS: dict[str, Callable[[pytest.FixtureRequest], SourceUnderTest]] = {
     "minio": _s3("minio"),
     "rclone": _s3("rclone_s3"),
@@ -212,4 +258,5 @@ SUBJECTS: dict[str, Callable[[pytest.FixtureRequest], SourceUnderTest]] = {
     "gcs": _gcs,
     "file": _file,
     "http": _http,
+    "hf": _hf,
 }
