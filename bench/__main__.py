@@ -24,8 +24,10 @@ from typing import Any
 from bench import comparison, http_client, io_policy, results, warm
 from bench.contenders import TOOLS
 from bench.origins import SMALL_BYTES, Scenario, Transport
+from tests.servers.process import TOOLS as PROGRAMS
 
 GIB = 1 << 30
+TOOLS_BIN = PROGRAMS / "bin"
 STUDIES = ("pull", "warm", "io", "client")
 SIZES = {Scenario.FILE: 4 * GIB, Scenario.MODEL: 4 * GIB, Scenario.SMALL: 10_000 * SMALL_BYTES}
 QUICK = {Scenario.FILE: GIB, Scenario.MODEL: GIB, Scenario.SMALL: 1_000 * SMALL_BYTES}
@@ -107,15 +109,20 @@ def _versions() -> dict[str, str]:
         "aria2c": ["--version"],
         "curl": ["--version"],
         "nginx": ["-v"],
+        "docker-registry": ["--version"],
+        "oras": ["version"],
+        "skopeo": ["--version"],
     }.items():
         folder = Path(sys.executable).parent
-        program = shutil.which(name, path=f"{folder}:/usr/sbin:{os.environ.get('PATH', '')}")
+        program = shutil.which(
+            name, path=f"{folder}:{TOOLS_BIN}:/usr/sbin:{os.environ.get('PATH', '')}"
+        )
         if program:
             done = subprocess.run(
                 [program, *arguments], capture_output=True, text=True, check=False
             )
             found[name] = (done.stdout or done.stderr).splitlines()[0].strip()
-    for package in ("boto3", "awscrt", "obstore"):
+    for package in ("boto3", "awscrt", "obstore", "huggingface_hub", "google-cloud-storage"):
         done = subprocess.run(
             [
                 sys.executable,

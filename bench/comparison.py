@@ -17,12 +17,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import measure
-from bench.contenders import DISK, LIMITS, MODELCACHE, TOOLS, Task, Unavailable
+from bench.contenders import DISK, HUB, LIMITS, MODELCACHE, SKOPEO, TOOLS, Task, Unavailable
 from bench.origins import Origin, Origins, Scenario, Transport
 
 MEASURED: Final = {
     Scenario.FILE: tuple(Transport),
-    Scenario.MODEL: (Transport.HTTP, Transport.S3),
+    Scenario.MODEL: (
+        Transport.HTTP,
+        Transport.S3,
+        Transport.GCS,
+        Transport.OCI,
+        Transport.OCI_TAR,
+        Transport.HF,
+    ),
     Scenario.SMALL: (Transport.HTTP, Transport.S3),
 }
 
@@ -121,11 +128,23 @@ def _run(tool: str, origin: Origin, number: int, place: Path) -> Run | None:
         (path,) = target.glob("models/*/report.json")
         report = json.loads(path.read_bytes())
         seconds = float(report["wall_s"])
+    if not cost.failure and tool == HUB:
+        tree = Path(cost.output.strip())
+    if not cost.failure and tool == SKOPEO:
+        _name_layers(target)
     if not cost.failure and tool not in LIMITS:
         cost = _checked(cost, tree, origin)
     return Run(
         origin.scenario, origin.transport, tool, number, origin.size_bytes, cost, seconds, report
     )
+
+
+def _name_layers(target: Path) -> None:
+    """Give the layers of skopeo's folder the names that the manifest has for them."""
+    manifest = json.loads((target / "manifest.json").read_bytes())
+    for layer in manifest["layers"]:
+        title = target / layer["annotations"]["org.opencontainers.image.title"]
+        (target / layer["digest"].removeprefix("sha256:")).rename(title)
 
 
 def _checked(cost: measure.Cost, tree: Path, origin: Origin) -> measure.Cost:

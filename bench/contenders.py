@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from bench.origins import BUCKET, SINGLE_FILE, Origin, Scenario
+from bench import hubs
+from bench.origins import BUCKET, SINGLE_FILE, Origin, Scenario, Transport
 from tests.servers.process import ServerUnavailable, find_program
 
 MODELCACHE = "modelcache"
+SKOPEO = "skopeo"
+HUB = "huggingface_hub"
 MEMORY_4 = "limit: network to memory, 4 connections"
 MEMORY_8 = "limit: network to memory, 8 connections"
 DISK = "limit: O_DIRECT write"
@@ -44,6 +47,12 @@ def modelcache(task: Task) -> list[str]:
     origin = task.origin
     if origin.transport.is_s3:
         ref = f"s3://{BUCKET}/{origin.scenario}"
+    elif origin.transport is Transport.GCS:
+        ref = f"gs://{hubs.BUCKET}/{origin.scenario}?endpoint={origin.url}"
+    elif origin.transport.is_oci:
+        ref = f"oci://{origin.url}"
+    elif origin.transport is Transport.HF:
+        ref = f"hf://{hubs.REPOSITORY}?endpoint={origin.url}"
     elif origin.scenario is Scenario.FILE:
         ref = f"{origin.url}/{SINGLE_FILE}"
     else:
@@ -63,6 +72,8 @@ def s5cmd(task: Task) -> list[str]:
 def rclone(task: Task) -> list[str]:
     """S3 or its http backend; MD5 checks are its default."""
     origin = task.origin
+    if not (origin.transport.is_s3 or origin.transport.is_web):
+        raise Unavailable("is measured over S3 and HTTP")
     flags = [
         *("--config", "/dev/null", "--multi-thread-streams", "8", "--multi-thread-cutoff", "64M"),
         *("--transfers", "16", "--checkers", "16", "--stats", "0", "-q"),
@@ -81,8 +92,8 @@ def rclone(task: Task) -> list[str]:
 def aria2c(task: Task) -> list[str]:
     """Sixteen files at once, eight connections each."""
     origin = task.origin
-    if origin.transport.is_s3:
-        raise Unavailable("does not sign S3 requests")
+    if not origin.transport.is_web:
+        raise Unavailable("fetches plain URLs only")
     flags = [
         *("-x", "8", "-s", "8", "-k", "16M", "-j", "16", "--file-allocation=falloc"),
         *("--summary-interval=0", "--console-log-level=error", "--download-result=hide", "-q"),
@@ -120,11 +131,43 @@ def obstore(task: Task) -> list[str]:
     origin = task.origin
     if origin.transport.is_s3:
         source = ["s3", BUCKET, str(origin.scenario)]
-    elif origin.scenario is Scenario.FILE:
+    elif origin.scenario is Scenario.FILE and origin.transport.is_web:
         source = ["http", origin.url, SINGLE_FILE]
     else:
         raise Unavailable("its HTTPStore lists by WebDAV only")
     return _python("obstore", "obstore_download", *source, str(task.target))
+
+
+def oras(task: Task) -> list[str]:
+    """The registry client of the project of that name; sixteen layers at once."""
+    if task.origin.transport is not Transport.OCI:
+        raise Unavailable("pulls files from registries")
+    flags = ["--plain-http", "--no-tty", "--concurrency", "16", "-o", str(task.target)]
+    return [_program("oras"), "pull", *flags, task.origin.url]
+
+
+def skopeo(task: Task) -> list[str]:
+    """Copies an artifact; its layers stay named by their digests."""
+    if task.origin.transport is not Transport.OCI:
+        raise Unavailable("copies from registries")
+    source, target = f"docker://{task.origin.url}", f"dir:{task.target}"
+    return [_program("skopeo"), "copy", "-q", "--src-tls-verify=false", source, target]
+
+
+def huggingface_hub(task: Task) -> list[str]:
+    """snapshot_download, as shipped, with 16 files at once."""
+    if task.origin.transport is not Transport.HF:
+        raise Unavailable("downloads from hubs")
+    arguments = [task.origin.url, hubs.REPOSITORY, str(task.target)]
+    return _python("huggingface_hub", "hub_download", *arguments)
+
+
+def google_storage(task: Task) -> list[str]:
+    """Google's transfer manager: chunks in 8 processes."""
+    if task.origin.transport is not Transport.GCS:
+        raise Unavailable("speaks GCS only")
+    arguments = [task.origin.url, hubs.BUCKET, str(task.origin.scenario), str(task.target)]
+    return _python("google.cloud.storage", "gcs_download", *arguments)
 
 
 def limit_memory(connections: int) -> Command:
@@ -153,6 +196,10 @@ TOOLS: Mapping[str, Command] = {
     "awscrt": awscrt,
     "obstore": obstore,
     "curl": curl,
+    "oras": oras,
+    SKOPEO: skopeo,
+    HUB: huggingface_hub,
+    "google-cloud-storage": google_storage,
     MEMORY_4: limit_memory(4),
     MEMORY_8: limit_memory(8),
     DISK: limit_disk,

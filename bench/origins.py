@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import measure
+from bench import hubs, measure
 from tests.servers.certificates import Certificates, make_certificates
 from tests.servers.minio import Minio
 from tests.servers.models import write_model, write_small_files
@@ -39,17 +39,31 @@ class Scenario(StrEnum):
 
 
 class Transport(StrEnum):
-    """How: nginx or MinIO, without and with TLS."""
+    """How: nginx or MinIO, without and with TLS; an emulator of GCS, a registry, a hub."""
 
     HTTP = "http"
     S3 = "s3"
     HTTPS = "https"
     S3_TLS = "s3-tls"
+    GCS = "gcs"
+    OCI = "oci"
+    OCI_TAR = "oci-tar"
+    HF = "hf"
 
     @property
     def is_s3(self) -> bool:
         """Whether requests are signed and MinIO answers."""
         return self in {Transport.S3, Transport.S3_TLS}
+
+    @property
+    def is_web(self) -> bool:
+        """Whether files are found by plain URLs."""
+        return self in {Transport.HTTP, Transport.HTTPS}
+
+    @property
+    def is_oci(self) -> bool:
+        """Whether a registry answers."""
+        return self in {Transport.OCI, Transport.OCI_TAR}
 
     @property
     def is_tls(self) -> bool:
@@ -59,7 +73,10 @@ class Transport(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """One scenario behind one transport. raw_url: the single file, readable without signing."""
+    """One scenario behind one transport. raw_url: the single file, readable without signing.
+
+    url: of the server; of a registry `host/name:tag`.
+    """
 
     scenario: Scenario
     transport: Transport
@@ -119,7 +136,11 @@ class Origins:
     def serving(self, scenario: Scenario, transport: Transport) -> Iterator[Origin]:
         """Start the server of this transport."""
         tls = self._certificates if transport.is_tls else None
-        if not transport.is_s3:
+        if not (transport.is_web or transport.is_s3):
+            with self._hub(scenario, transport) as url:
+                yield self._origin(scenario, transport, url, "", {})
+            return
+        if transport.is_web:
             with Nginx(self._folder / "source", tls) as nginx:
                 url = f"{nginx.url}/{scenario}"
                 raw = f"{url}/{SINGLE_FILE}"
@@ -140,10 +161,32 @@ class Origins:
             )
             yield self._origin(scenario, transport, minio.url, raw, environment)
 
+    @contextmanager
+    def _hub(self, scenario: Scenario, transport: Transport) -> Iterator[str]:
+        source, data = self._source(scenario), self._folder / "hub"
+        data.mkdir()
+        print(f"  preparing {scenario} for {transport}", file=sys.stderr)
+        try:
+            match transport:
+                case Transport.GCS:
+                    with hubs.gcs(data / "gcs", source, scenario) as url:
+                        yield url
+                case Transport.OCI | Transport.OCI_TAR:
+                    tar = transport is Transport.OCI_TAR
+                    with hubs.registry(data / "registry", source, tar=tar) as url:
+                        yield url
+                case _:
+                    with hubs.Hub(source, data) as hub:
+                        yield hub.url
+        finally:
+            shutil.rmtree(data)
+
     def warm(self, origin: Origin) -> None:
         """Bring what this origin serves into the page cache."""
-        folder = self._folder / "minio" if origin.transport.is_s3 else self._source(origin.scenario)
-        measure.warm(folder)
+        folders = {Transport.S3: "minio", Transport.S3_TLS: "minio", Transport.GCS: "hub/gcs"}
+        folders |= {Transport.OCI: "hub/registry", Transport.OCI_TAR: "hub/registry"}
+        served = folders.get(origin.transport)
+        measure.warm(self._folder / served if served else self._source(origin.scenario))
 
     def _origin(
         self,

@@ -27,9 +27,15 @@ TITLES: Final = {
     (Scenario.FILE, Transport.S3_TLS): "One file over S3 with TLS (MinIO)",
     (Scenario.MODEL, Transport.HTTP): "A model of 8 shards over HTTP (nginx)",
     (Scenario.MODEL, Transport.S3): "A model of 8 shards over S3 (MinIO)",
+    (Scenario.MODEL, Transport.GCS): "A model of 8 shards over GCS (fake-gcs-server)",
+    (Scenario.MODEL, Transport.OCI): "A model of 8 raw layers from a registry (distribution)",
+    (Scenario.MODEL, Transport.OCI_TAR): "A model of 8 tar layers from a registry (distribution)",
+    (Scenario.MODEL, Transport.HF): "A model of 8 shards from a hub (nginx)",
     (Scenario.SMALL, Transport.HTTP): "Files of 64 KiB over HTTP (nginx)",
     (Scenario.SMALL, Transport.S3): "Files of 64 KiB over S3 (MinIO)",
 }
+
+SPEED_OF_S3: Final = {Transport.GCS: 0.9, Transport.OCI: 0.9, Transport.OCI_TAR: 0.75}
 
 
 class Group:
@@ -157,6 +163,7 @@ def _targets(
             ratio, peer = _ratio(groups[Scenario.FILE, transport])
             said = f"{ratio:.2f}x {peer}"
             rows.append((f"one file, {transport}, against the best", "1.5x", said, ratio >= 1.5))
+    rows += _source_rows(groups)
     peak = max((g.peak_bytes(MODELCACHE) or 0) for g in groups.values()) / MIB
     rows.append(("peak memory, any scenario", "600 MiB", f"{peak:.0f} MiB", peak <= 600))
     if (Scenario.SMALL, Transport.S3) in groups:
@@ -170,6 +177,24 @@ def _targets(
             rows.append((f"second pull, {way}", f"{most_s * 1000:.0f} ms", said, wall_s < most_s))
     body = [[what, want, said, "yes" if met else "**no**"] for what, want, said, met in rows]
     return "## Targets\n\n" + _table(["what", "target", "measured", "met"], body)
+
+
+def _source_rows(
+    groups: Mapping[tuple[Scenario, Transport], Group],
+) -> list[tuple[str, str, str, bool]]:
+    """The other sources beside S3, for the same model."""
+    s3 = groups.get((Scenario.MODEL, Transport.S3))
+    s3_s = s3.wall_s(MODELCACHE) if s3 else None
+    rows: list[tuple[str, str, str, bool]] = []
+    for transport, least in SPEED_OF_S3.items():
+        group = groups.get((Scenario.MODEL, transport))
+        wall_s = group.wall_s(MODELCACHE) if group else None
+        if s3_s and wall_s:
+            speed = s3_s / wall_s
+            rows.append(
+                (f"a model, {transport}, to S3", f"{least}x", f"{speed:.2f}x", speed >= least)
+            )
+    return rows
 
 
 def _speed_rows(group: Group, transport: Transport) -> list[tuple[str, str, str, bool]]:
