@@ -10,6 +10,8 @@ from typing import TypeVar
 import pytest
 
 from tests.servers.certificates import Certificates, make_certificates
+from tests.servers.crane_registry import CraneRegistry
+from tests.servers.docker_registry import DockerRegistry
 from tests.servers.fake_gcs import FakeGcs
 from tests.servers.hub import Hub
 from tests.servers.minio import Minio
@@ -19,7 +21,7 @@ from tests.servers.process import Server, ServerUnavailable
 from tests.servers.rclone_s3 import RcloneS3
 
 AnyServer = TypeVar("AnyServer", bound=Server)
-_OWN = ("AWS_", "CLOUDSDK_", "GCE_", "GOOGLE_", "MODELCACHE_", "STORAGE_EMULATOR_HOST")
+_OWN = ("AWS_", "CLOUDSDK_", "DOCKER_", "GCE_", "GOOGLE_", "MODELCACHE_", "STORAGE_EMULATOR_HOST")
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +36,8 @@ def own_machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPa
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
 
 
 def _running(server: type[Server]) -> Iterator[Server]:
@@ -66,6 +70,18 @@ def moto_server() -> Iterator[Server]:
 def fake_gcs() -> Iterator[Server]:
     """One GCS emulator for the session; tests make buckets of their own."""
     yield from _running(FakeGcs)
+
+
+@pytest.fixture(scope="session")
+def docker_registry() -> Iterator[Server]:
+    """One of Docker's registries for the session; tests make repositories of their own."""
+    yield from _running(DockerRegistry)
+
+
+@pytest.fixture(scope="session")
+def crane_registry() -> Iterator[Server]:
+    """One of crane's registries for the session."""
+    yield from _running(CraneRegistry)
 
 
 @pytest.fixture

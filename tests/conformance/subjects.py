@@ -20,10 +20,13 @@ from modelcache.config import Settings
 from modelcache.domain.refs import Ref, parse_ref
 from modelcache.sources.opening import open_source
 from modelcache.sources.source import Source
+from tests.servers.docker_registry import DockerRegistry
 from tests.servers.fake_gcs import FakeGcs, gcs_client
 from tests.servers.hub import Hub
 from tests.servers.nginx import Nginx
+from tests.servers.process import ServerUnavailable
 from tests.servers.uploads import S3Server, s3_client
+from tests.sources.artifacts import TITLE, Repository
 
 _numbers = count()
 
@@ -35,6 +38,8 @@ class SourceUnderTest(Protocol):
     """
 
     name: str
+    content_addressed: bool = False
+    """Whether what was pinned stays as it was, whatever is published after."""
 
     def put(self, name: str, content: bytes) -> None:
         """Create or replace a file; a replaced one differs to whoever pinned it."""
@@ -230,12 +235,57 @@ class HfSubject:
         return parse_ref(f"hf://{self._name}/{quote(path)}?endpoint={self._hub.url}")
 
 
+class OciSubject:
+    """An artifact in a registry, its files raw layers, pushed by oras when it is asked for."""
+
+    name = "oci"
+    content_addressed = True
+
+    def __init__(self, server: DockerRegistry, folder: Path) -> None:
+        self._repository = Repository(server.name, f"conformance/model-{next(_numbers)}", folder)
+        self._layers: dict[str, dict[str, Any]] = {}
+        self._published = False
+
+    def put(self, name: str, content: bytes) -> None:
+        layer = self._repository.blob(content, "application/octet-stream", {TITLE: name})
+        self._layers[name] = layer
+        self._published = False
+
+    def remove(self, name: str) -> None:
+        layer = self._layers.pop(name)
+        blob = f"{self._repository.registry}/{self._repository.name}@{layer['digest']}"
+        self._repository.run("blob", "delete", "--force", blob)
+
+    def publish(self) -> None:
+        self._repository.manifest(list(self._layers.values()), artifact_type="application/x.test")
+        self._published = True
+
+    def tree(self, below: str = "") -> Ref:
+        return self.file(below) if below else self._ref("")
+
+    def file(self, name: str) -> Ref:
+        return self._ref(f"?path={quote(name, safe='')}")
+
+    def _ref(self, options: str) -> Ref:
+        if not self._published:
+            self.publish()
+        return parse_ref(f"oci://{self._repository.ref()}{options}")
+
+
 def _s3(fixture: str) -> Callable[[pytest.FixtureRequest], SourceUnderTest]:
     return lambda request: S3Subject(request.getfixturevalue(fixture), fixture)
 
 
 def _gcs(request: pytest.FixtureRequest) -> SourceUnderTest:
     return GcsSubject(request.getfixturevalue("fake_gcs"))
+
+
+def _oci(request: pytest.FixtureRequest) -> SourceUnderTest:
+    try:
+        folder = request.getfixturevalue("tmp_path") / "oras"
+        return OciSubject(request.getfixturevalue("docker_registry"), folder)
+    except ServerUnavailable as error:
+        pytest.skip(str(error))
 
 
 def _file(request: pytest.FixtureRequest) -> SourceUnderTest:
@@ -259,4 +309,5 @@ SUBJECTS: dict[str, Callable[[pytest.FixtureRequest], SourceUnderTest]] = {
     "file": _file,
     "http": _http,
     "hf": _hf,
+    "oci": _oci,
 }

@@ -26,6 +26,7 @@ class Asked:
     method: str
     path: str
     headers: dict[str, str]
+    body: bytes = b""
 
 
 @dataclass
@@ -83,7 +84,10 @@ class _Server(ThreadingHTTPServer):
 
 
 class ScriptedServer:
-    """Use as a context manager. `answers` maps a path without query to who answers for it."""
+    """Use as a context manager. `answers` maps a path without query to who answers for it.
+
+    `*` stands for all other paths.
+    """
 
     def __init__(self, certificate: Path | None = None) -> None:
         self.answers: dict[str, Answering] = {}
@@ -125,13 +129,14 @@ def _handler(server: ScriptedServer) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self) -> None:
             headers = {name.lower(): value for name, value in self.headers.items()}
-            asked = Asked(self.command, self.path, headers)
+            body = self.rfile.read(int(headers.get("content-length", 0)))
+            asked = Asked(self.command, self.path, headers, body)
             server.asked.append(asked)
             path = urlsplit(self.path).path
-            answer = server.answers.get(path, lambda _: Reply(404))
+            answer = server.answers.get(path, server.answers.get("*", lambda _: Reply(404)))
             self._send(answer(asked))
 
-        do_GET = do_HEAD = do_PUT = _answer  # noqa: N815 - the library's naming
+        do_GET = do_HEAD = do_POST = do_PUT = _answer  # noqa: N815 - the library's naming
 
         def do_CONNECT(self) -> None:
             """Be a proxy: join the two connections until one ends."""

@@ -53,11 +53,13 @@ def refusal(
             + ("" if given else "; some allow more to who logs in"),
             retry_after_s=answers.retry_after_s(headers),
         )
-    if status in {401, 403} and not given:
-        return NoCredentials(f"{where} does not exist or wants credentials ({status}); {login}")
+    if status == 401 and not given:  # noqa: PLR2004
+        return NoCredentials(f"{where} does not exist or wants credentials (401); {login}")
     if status in {401, 403}:
         return Forbidden(
             f"{where} may not be read with the credentials stored for {registry} ({status})"
+            if given
+            else f"{where} may not be read without credentials ({status}); {login}"
         )
     if status in {404, 410}:
         reason = next((_NOT_FOUND[code] for code in codes if code in _NOT_FOUND), "")
