@@ -75,6 +75,8 @@ class Bucket:
             client_info=ClientInfo(user_agent=user_agent()),  # type: ignore[no-untyped-call]
             client_options={"api_endpoint": endpoint.url},
         )
+        # Where OpenTelemetry is installed it would look at the bucket itself, from another thread.
+        self._client._bucket_metadata_cache = None  # noqa: SLF001 - no option says it
         self._bucket: Any = self._client.bucket(name, user_project=user_project)
 
     def objects(self, prefix: str) -> Iterator[Object]:
@@ -94,11 +96,12 @@ class Bucket:
                 for blob in page:
                     seen += 1
                     yield _object(blob, where)
-                if listing.next_page_token in {token, ""}:
-                    if token is None:
-                        return
+                following = listing.next_page_token
+                if not following:
+                    return
+                if following == token:
                     raise SourceUnavailable(f"{where}: the listing does not get on")
-                token = listing.next_page_token
+                token = following
                 if seen >= OBJECTS_MAX or number >= PAGES_MAX:
                     raise SourceRefused(
                         f"{where} has over {OBJECTS_MAX} objects; name a model's prefix"

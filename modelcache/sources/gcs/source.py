@@ -24,6 +24,7 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from modelcache.config import GcsSettings, TransferSettings
 from modelcache.domain.manifests import Checksum, File, Manifest, Pin, blob_id
+from modelcache.domain.paths import check_path
 from modelcache.domain.refs import Ref
 from modelcache.errors import InvalidRef, ModelcacheError, NotFound, OriginChanged
 from modelcache.sources.gcs import checksums
@@ -135,7 +136,8 @@ class GcsSource:
         return found, seen
 
     def _file(self, name: str, item: Object) -> File:
-        """Raises SourceRefused for an object that GCS would decompress."""
+        """Raises UnsafePath, and SourceRefused for an object that GCS would decompress."""
+        check_path(name)  # before the name is hashed: JSON can carry what is no Unicode
         if item.coding in CODINGS:
             raise encoded(self._where(item.name))
         pin = Pin(version=item.generation)

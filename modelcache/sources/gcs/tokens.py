@@ -21,6 +21,7 @@ from time import monotonic
 from typing import Any, Final
 
 import google.auth
+from google.auth.credentials import with_scopes_if_required
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
 from google.auth.transport import Response
 from google.auth.transport.requests import Request
@@ -141,7 +142,9 @@ class Tokens:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about quota projects of end users
-                credentials, _ = google.auth.default(scopes=[SCOPE], request=self._request)
+                # Scopes come after: with them google-auth would look up a project's name, which
+                # costs workload identity two requests and fails where that service is closed off.
+                credentials, _ = google.auth.default(request=self._request)
         except DefaultCredentialsError as error:
             named = os.environ.get(_KEY_FILE)
             if named:
@@ -154,9 +157,9 @@ class Tokens:
                     "`gcloud auth application-default login` again"
                 ) from error
             return None
-        except GoogleAuthError as error:  # workload identity asks its services for the project
+        except GoogleAuthError as error:  # a metadata server that is there and does not answer
             raise self._translated(error) from None
-        return credentials
+        return with_scopes_if_required(credentials, [SCOPE])  # type: ignore[no-untyped-call]
 
     def _renewed(self) -> Authorization:
         """Call with the guard held."""
