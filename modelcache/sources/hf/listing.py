@@ -30,6 +30,8 @@ _OID: Final = {
     Algorithm.GIT_SHA1: re.compile(r"[0-9a-f]{40}"),
     Algorithm.SHA256: re.compile(r"[0-9a-f]{64}"),
 }
+# What the library makes of a document that it does not expect.
+_NONSENSE: Final = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 _Answer = TypeVar("_Answer")
 
@@ -106,7 +108,7 @@ class Listing:
                 f"{self._access.repository[:120]!r} is not the name of a repository; write "
                 "hf://org/name"
             ) from error
-        except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        except _NONSENSE as error:
             raise self._nonsense(f"{type(error).__name__} in what it sent") from error
 
     def _listed(self, entry: Any) -> Listed:  # noqa: ANN401 - what a hub sent is of any type

@@ -35,6 +35,10 @@ class _Shared(httpx2.Client):
         super().__init__(transport=httpx2.MockTransport(_unreachable), timeout=None)
         self._before = before
 
+    def build_request(self, *what: Any, **how: Any) -> httpx2.Request:  # noqa: ANN401
+        """With the headers and limits of whose request it is."""
+        return (_current.get() or self._before).build_request(*what, **how)
+
     def send(self, request: httpx2.Request, **how: Any) -> httpx2.Response:  # noqa: ANN401
         """Through the source that asks, if one does."""
         return (_current.get() or self._before).send(request, **how)
