@@ -34,7 +34,9 @@ def ask(target: Target, span: ByteRange | None = None) -> Answer:
     assert isinstance(target, HttpTarget)
     connection = HttpConnection(target, connect_timeout_s=10, stall_timeout_s=10)
     try:
-        connection.send(target, f"bytes={span.start}-{span.end - 1}" if span else None)
+        shift = target.window[0] if target.window else 0
+        wanted = f"bytes={shift + span.start}-{shift + span.end - 1}" if span else None
+        connection.send(target, wanted)
         head = connection.read_head()
         body = bytearray()
         piece = memoryview(bytearray(1 << 20))
@@ -47,10 +49,14 @@ def ask(target: Target, span: ByteRange | None = None) -> Answer:
 
 def read(source: Source, file: File, span: ByteRange | None = None) -> Answer:
     """Read as the engine does, every check included. Raises what it would."""
-    answer = ask(source.locate(file), span)
+    target = source.locate(file)
+    window = target.window if isinstance(target, HttpTarget) else None
+    if window is not None and span is None:
+        span = ByteRange(0, file.size_bytes)
+    answer = ask(target, span)
     if not answer.successful:
         raise source.refusal(file, answer.status, answer.headers, answer.body)
     source.check_pin(file, answer.headers)
     if answer.headers:
-        check_length(file, span, answer.headers, len(answer.body))
+        check_length(file, span, answer.headers, len(answer.body), window=window)
     return answer
