@@ -4,6 +4,7 @@ from modelcache.errors import BlobBusy
 from modelcache.store.leases import Lease, LeaseInfo
 from modelcache.store.receipts import BlobState, Receipt
 from modelcache.store.small import SmallBlobs
+from modelcache.store.staging import Staged, StagedFile, StagingFolder
 from modelcache.store.store import Store
 from modelcache.store.writer import BlobWriter, WriteMode
 
@@ -15,6 +16,9 @@ __all__ = [
     "LeaseInfo",
     "Receipt",
     "SmallBlobs",
+    "Staged",
+    "StagedFile",
+    "StagingFolder",
     "Store",
     "WriteMode",
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from modelcache.domain.manifests import BlobId, Manifest, ModelId, is_blob_id
 from modelcache.errors import CorruptData, NotInStore
-from modelcache.store import files, leases, partials
+from modelcache.store import files, leases, partials, staging
 from modelcache.store.store import Store
 
 
@@ -31,8 +31,9 @@ class Usage:
 class Committed:
     """Room that is taken, and room that is spoken for.
 
-    used_bytes: blobs, partials at their full size, and what other pulls under way have yet to
-    begin. unwritten_bytes: the part of it that the filesystem does not count as taken yet.
+    used_bytes: blobs, partials and staged files at their full size, and what other pulls under way
+    have yet to begin. unwritten_bytes: the part of it that the filesystem does not count as taken
+    yet.
     """
 
     used_bytes: int
@@ -50,6 +51,7 @@ def usage(store: Store) -> Usage:
     found.blobs = len(blobs)
     found.blobs_bytes = sum(blobs.values())
     found.partial_bytes = sum(item.allocated_bytes for item in partials.all_partials(store.layout))
+    found.partial_bytes += staging.staged_bytes(store.layout)[1]
     models = manifests(store)
     holders: dict[BlobId, int] = {}
     for manifest in models:
@@ -90,6 +92,9 @@ def committed(store: Store, *, keep: ModelId) -> Committed:
     under_way = {item.blob: item for item in partials.all_partials(store.layout)}
     used = sum(blobs.values()) + sum(item.size_bytes for item in under_way.values())
     unwritten = sum(item.size_bytes - item.allocated_bytes for item in under_way.values())
+    staged, allocated = staging.staged_bytes(store.layout)
+    used += staged
+    unwritten += staged - allocated
     promised: dict[BlobId, int] = {}
     others = [item for item in store.model_ids() if item != keep and _is_pulled(store, item)]
     for manifest in manifests(store, others):

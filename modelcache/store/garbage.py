@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from modelcache.domain.manifests import BlobId, ModelId
-from modelcache.store import census, files, leases, locks, partials
+from modelcache.store import census, files, leases, listings, locks, partials, staging
 from modelcache.store import references as refs
 from modelcache.store.layout import RECEIPT_SUFFIX
 from modelcache.store.snapshots import TEMPORARY
@@ -53,6 +53,8 @@ def sweep(store: Store, *, now_s: float, partial_older_than_s: float) -> Garbage
         report.blobs += 1
     _sweep_partials(store, wanted, report, now_s - partial_older_than_s)
     _sweep_models(store)
+    _sweep_listings(store, wanted)
+    staging.sweep(store.layout)
     _sweep_trees(store)
     _sweep_receipts(store)
     _sweep_temporaries(store, now_s - TEMPORARY_KEEP_S)
@@ -98,6 +100,15 @@ def _sweep_models(store: Store) -> None:
         refs.forget(store.layout, model_id)
 
 
+def _sweep_listings(store: Store, wanted: set[BlobId]) -> None:
+    layers = {
+        archive.layer.blob
+        for manifest in census.manifests(store)
+        for archive in (*manifest.archives, *manifest.unpacked_from)
+    }
+    listings.sweep(store.layout, layers, wanted)
+
+
 def _is_left_over(path: Path, known: set[ModelId]) -> bool:
     return len(path.name) == ID_LENGTH and path.name not in known
 
@@ -140,7 +151,7 @@ def _sweep_receipts(store: Store) -> None:
 
 def _sweep_temporaries(store: Store, before_s: float) -> None:
     layout = store.layout
-    for pattern in ("", "blobs/*/", "models/*/", "refs/", "leases/*/"):
+    for pattern in ("", "blobs/*/", "models/*/", "layers/", "refs/", "leases/*/"):
         for path in list(layout.root.glob(f"{pattern}.*{files.TEMPORARY_SUFFIX}")):
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < before_s:

@@ -5,6 +5,8 @@ lock                          the store mutex: an flock, held for moments
 blobs/<2 hex>/<blob id>       complete and verified, read-only
 partial/<blob id>/            data, journal, lock of a blob under way
 partial/small-*/              small blobs waiting for their group commit
+partial/unpack-*/             members of layers, before it is known whether they are wanted
+layers/                       listings: what is in the layers that were unpacked, and their locks
 models/<model id>/            manifest.json, report.json, last_used
 snapshots/<model id>/         the tree a pod sees: hard links to blobs
 refs/<sha256 of ref>.json     which model a ref meant, and when that was asked
@@ -19,12 +21,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from modelcache.domain.manifests import BlobId, ModelId
+from modelcache.domain.manifests import Archive, BlobId, ModelId
 from modelcache.domain.refs import Ref
 
 FORMAT: Final = 1
 SMALL_PREFIX: Final = "small-"
+UNPACK_PREFIX: Final = "unpack-"
 RECEIPT_SUFFIX: Final = ".receipt"
+LISTING_SUFFIX: Final = ".json"
+LOCK_SUFFIX: Final = ".lock"
+_ROOT_DIGITS: Final = 16  # hex, of the hash that tells apart listings of one layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,11 @@ class Layout:
     def partial(self) -> Path:
         """Blobs under way."""
         return self.root / "partial"
+
+    @property
+    def layers(self) -> Path:
+        """What is in layers."""
+        return self.root / "layers"
 
     @property
     def models(self) -> Path:
@@ -83,6 +94,7 @@ class Layout:
         return (
             self.blobs,
             self.partial,
+            self.layers,
             self.models,
             self.snapshots,
             self.refs,
@@ -101,6 +113,15 @@ class Layout:
     def partial_blob(self, blob: BlobId) -> Path:
         """Folder of a blob under way."""
         return self.partial / blob
+
+    def listing(self, archive: Archive) -> Path:
+        """What is in a layer, below one root."""
+        root = sha256(archive.root.encode()).hexdigest()[:_ROOT_DIGITS]
+        return self.layers / f"{archive.layer.blob}.{root}{LISTING_SUFFIX}"
+
+    def layer_lock(self, layer: BlobId) -> Path:
+        """Locked by who unpacks the layer."""
+        return self.layers / f"{layer}{LOCK_SUFFIX}"
 
     def manifest(self, model_id: ModelId) -> Path:
         """What the model is made of."""

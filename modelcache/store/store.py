@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from modelcache.config import StoreSettings
-from modelcache.domain.manifests import BlobId, Manifest, ModelId, canonical_json
+from modelcache.domain.layers import Listing
+from modelcache.domain.manifests import Archive, BlobId, Manifest, ModelId, canonical_json
 from modelcache.domain.ranges import MIB, ChunkGrid
 from modelcache.domain.refs import Ref, parse_ref
 from modelcache.errors import (
@@ -35,17 +36,20 @@ from modelcache.errors import (
 from modelcache.store import (
     files,
     leases,
+    listings,
     locks,
     partials,
     receipts,
     references,
     small,
     snapshots,
+    staging,
 )
 from modelcache.store.layout import FORMAT, Layout, fan_out
 from modelcache.store.leases import Lease, LeaseInfo
 from modelcache.store.receipts import BlobState, Receipt
 from modelcache.store.small import SmallBlobs
+from modelcache.store.staging import StagingFolder
 from modelcache.store.writer import BlobWriter, WriteMode
 
 PREFIX_MIN: Final = 4  # hex digits of a model id that may stand for all of it
@@ -85,6 +89,7 @@ class Store:
                 for folder in layout.folders():
                     files.ensure_folder(folder)
                 small.adopt(layout)
+                staging.sweep(layout)
         return store
 
     # Blobs
@@ -133,6 +138,18 @@ class Store:
     def small_blobs(self) -> SmallBlobs:
         """A group of small blobs of this process."""
         return SmallBlobs(self.layout, self.settings.chunk_bytes)
+
+    def staging_folder(self) -> StagingFolder:
+        """A folder for files whose names are not known yet; close it."""
+        return StagingFolder(self.layout, self.settings.chunk_bytes)
+
+    def listing(self, archive: Archive) -> Listing | None:
+        """What the archive holds below its root, if it was unpacked here before."""
+        return listings.load(self.layout, archive)
+
+    def save_listing(self, archive: Archive, listing: Listing) -> None:
+        """Note what the archive holds. Its digest must have been checked."""
+        listings.save(self.layout, archive, listing)
 
     def is_busy(self, blob: BlobId) -> bool:
         """Whether somebody is fetching this blob now. Leaves nothing behind."""

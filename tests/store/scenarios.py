@@ -6,9 +6,10 @@ Each says what it has finished; what was said must be there, whatever happens ne
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from modelcache.store import Store, WriteMode, repair, room
+from modelcache.domain.manifests import Manifest
+from modelcache.store import Store, WriteMode, repair, room, staging
 from tests.store.promises import (
     DAMAGED,
     LARGE,
@@ -26,15 +27,19 @@ from tests.store.striking import Say
 from tests.store.support import (
     CHUNK,
     LATER_S,
+    ORIGIN,
+    archive_of,
     chunk_hashes,
     collect,
     content_id,
+    listing_of,
     manifest_of,
     open_store,
     put,
     put_model,
     put_small,
     random_bytes,
+    stage,
     wall_clock_s,
     write_chunk,
     write_missing,
@@ -200,12 +205,42 @@ def share(store: Store, _: Say) -> None:
             writer.publish(verified=None)
 
 
+def unpack(store: Store, say: Say) -> None:
+    with store.begin_model(PACKED, "test"):
+        if store.listing(ARCHIVE) is None or not has_all(store, UNPACKED):
+            stage_and_publish(store)
+        with store.begin_model(UNPACKED, "test"):
+            store.add_model(UNPACKED)
+            say("warm")
+    store.remove_model(PACKED.model_id)
+
+
+def stage_and_publish(store: Store) -> None:
+    folder = store.staging_folder()
+    try:
+        staged = [stage(folder, data) for data in MODEL.values()]
+        store.save_listing(ARCHIVE, listing_of(MODEL))
+        with store.begin_model(UNPACKED, "test"):
+            staging.publish(store.layout, staged)
+    finally:
+        folder.close()
+
+
+def has_all(store: Store, manifest: Manifest) -> bool:
+    return all(store.has_blob(blob, file.size_bytes) for blob, file in manifest.blobs().items())
+
+
+ARCHIVE = archive_of(b"the layer")
+PACKED = Manifest.of(ORIGIN, [], archives=[ARCHIVE])
+UNPACKED = replace(manifest_of(MODEL), unpacked_from=(ARCHIVE,))
+
 SCENARIOS = (
     Scenario("write_blob", nothing, write_blob),
     Scenario("write_small", prepare_small, write_small, keeps_other, (OTHER,)),
     Scenario("show", prepare_show, show, check, (MODEL,)),
     Scenario("pull", nothing, pull, check, (MODEL,)),
     Scenario("share", prepare_share, share, check_shared, (OTHER,)),
+    Scenario("unpack", put_other, unpack, keeps_other, (MODEL, OTHER)),
     Scenario("mend", damage, mend, check_mended, (MODEL,)),
     Scenario("relocate", put_other, relocate, keeps_other, (OTHER,)),
     Scenario("remove", two_models, remove, keeps_other, (OTHER,)),

@@ -14,9 +14,19 @@ import xxhash
 
 from modelcache.agent.clock import wall_clock_s
 from modelcache.config import StoreSettings
-from modelcache.domain.manifests import BlobId, File, Manifest, Pin, blob_id
+from modelcache.domain.archives import Compression
+from modelcache.domain.layers import Entry, EntryKind, Listing
+from modelcache.domain.manifests import Archive, BlobId, File, Manifest, Pin, blob_id
 from modelcache.domain.ranges import ChunkGrid
-from modelcache.store import BlobState, BlobWriter, Store, WriteMode, room
+from modelcache.store import (
+    BlobState,
+    BlobWriter,
+    Staged,
+    StagingFolder,
+    Store,
+    WriteMode,
+    room,
+)
 from modelcache.store.room import GarbageReport
 
 CHUNK = 8192  # two pages: the smallest that direct writes can have a tail in
@@ -53,6 +63,32 @@ def manifest_of(content: Mapping[str, bytes], origin: str = ORIGIN) -> Manifest:
     """A model of files with this content."""
     files = (File(path, len(data), path, content_id(data)) for path, data in content.items())
     return Manifest.of(origin, files)
+
+
+def archive_of(layer: bytes, root: str = "") -> Archive:
+    """A layer with this content, compressed or not."""
+    file = File("layer.tar", len(layer), "layer", content_id(layer))
+    return Archive(file, Compression.GZIP, root=root)
+
+
+def listing_of(content: Mapping[str, bytes]) -> Listing:
+    """What a layer of these files holds."""
+    return Listing(
+        tuple(
+            Entry(path, EntryKind.FILE, len(data), content_id(data))
+            for path, data in content.items()
+        )
+    )
+
+
+def stage(
+    folder: StagingFolder, data: bytes, *, mode: WriteMode = WriteMode.BUFFERED, piece: int = 5000
+) -> Staged:
+    """Write a file into a staging folder, a piece at a time."""
+    file = folder.begin(len(data), mode)
+    for start in range(0, len(data), piece):
+        file.write(memoryview(data)[start : start + piece])
+    return file.finish()
 
 
 def aligned(data: bytes) -> memoryview:

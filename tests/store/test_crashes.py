@@ -28,7 +28,7 @@ def test_a_process_killed_at_any_call_leaves_a_store_that_goes_on(scenario, half
     assert deaths >= (0 if half else 2)
 
 
-WITH_RECEIPTS = ("write_blob", "write_small", "mend", "remove", "collect")
+WITH_RECEIPTS = ("write_blob", "write_small", "unpack", "mend", "remove", "collect")
 
 
 @pytest.mark.slow
