@@ -236,7 +236,7 @@ def challenges_of(header: str) -> list[Challenge]:
     """Every challenge of a WWW-Authenticate header that we can meet (RFC 9110, 11.6.1)."""
     found = []
     starts = list(_CHALLENGE.finditer(header))
-    ends = [match.start() for match in starts[1:]] + [len(header)]
+    ends = [*(match.start() for match in starts), len(header)][1:]
     for start, end in zip(starts, ends, strict=True):
         values = {
             match[1].lower(): re.sub(r"\\(.)", r"\1", match[2]) if match[3] is None else match[3]
