@@ -175,6 +175,21 @@ def link(source: Path | str, target: Path | str) -> None:
     os.link(source, target)
 
 
+def symlink(target: str, path: Path | str) -> None:
+    """Let a new name lead to `target`, which need not be there."""
+    os.symlink(target, path)  # noqa: PTH211 - see rename
+
+
+def write_new(path: Path | str, data: bytes, mode: int) -> None:
+    """Write a file that is not there yet, in a folder that nobody is shown yet; not durable."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        os.fchmod(fd, mode)  # whatever the umask
+        write_all(fd, data)
+    finally:
+        os.close(fd)
+
+
 def unlink(path: Path | str) -> None:
     """Remove a name; it may be gone already."""
     with suppress(FileNotFoundError):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from modelcache.domain.manifests import BlobId, ModelId
-from modelcache.store import census, files, leases, listings, locks, partials, staging
+from modelcache.store import census, files, leases, listings, locks, partials, staging, views
 from modelcache.store import references as refs
 from modelcache.store.layout import RECEIPT_SUFFIX
 from modelcache.store.snapshots import TEMPORARY
@@ -56,6 +56,7 @@ def sweep(store: Store, *, now_s: float, partial_older_than_s: float) -> Garbage
     _sweep_listings(store, wanted)
     staging.sweep(store.layout)
     _sweep_trees(store)
+    views.sweep(store)
     _sweep_receipts(store)
     _sweep_temporaries(store, now_s - TEMPORARY_KEEP_S)
     return report

@@ -22,7 +22,7 @@ _WRITES: Final = ((os, "write"), (os, "pwrite"), (Path, "write_bytes"))
 _FREEING: Final = ((os, "unlink"), (os, "rmdir"), (os, "ftruncate"))  # a full disk permits these
 _CHANGES: Final = (
     *((os, name) for name in ("chmod", "fchmod", "fsync", "link", "mkdir", "rename", "setxattr")),
-    *((os, name) for name in ("open", "utime")),
+    *((os, name) for name in ("open", "symlink", "utime")),
     *((files, name) for name in ("clone", "preallocate", "sync_filesystem")),
 )
 _kill, _pid, _write = os.kill, os.getpid, os.write
