@@ -143,6 +143,15 @@ def test_a_password_of_netrc_does_not_take_the_tokens_place(gcs, monkeypatch, tm
     assert len(resolve(gs(BUCKET, "m"), endpoint=gcs.endpoint).files) == 2
 
 
+def test_a_password_of_netrc_is_not_sent_where_there_is_no_token(server, monkeypatch, tmp_path):
+    server.closed = False
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password hunter2\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    assert len(resolve(gs(BUCKET, "m", endpoint=server.endpoint)).files) == 2
+    assert not [asked for asked in server.asked if "authorization" in asked.headers]
+
+
 # Renewal
 
 

@@ -149,7 +149,8 @@ def test_a_name_that_would_leave_the_model_is_refused(server, name):
         resolve(ref_to(server))
 
 
-def test_a_host_that_is_not_there_is_said_at_once():
+def test_a_host_that_is_not_there_is_said_at_once(monkeypatch):
+    monkeypatch.setattr(requests_of, "PATIENCE_S", 600.0)  # longer than a test may take
     with pytest.raises(NotFound, match=f"gs://{BUCKET}/m/: there is no such host"):
         resolve(gs(BUCKET, "m/", endpoint="http://gcs.invalid"))
 

@@ -127,6 +127,7 @@ def test_every_object_is_pinned_by_its_generation(bucket):
     generation = bucket.put("a", b"1")
     source, file = only_file(bucket.ref("a"))
     assert file.pin.version == generation
+    assert f"generation={generation}" in source.locate(file).path
     assert read(source, file).headers["x-goog-generation"] == generation
 
 
