@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
@@ -14,6 +14,9 @@ from modelcache.domain.manifests import SHORT_ID
 from modelcache.faces import units
 from modelcache.store.room import GarbageReport, Usage
 from modelcache.transfer.report import Report
+
+if TYPE_CHECKING:
+    from modelcache.agent.pushes import PushReport
 
 _UNVERIFIED: Final = "unverified by origin"
 
@@ -70,6 +73,26 @@ def snapshot_text(snapshot: Snapshot) -> str:
         lines.append(f"  {units.size(report.present_bytes)} were here already")
     if report.verified:
         lines.append(f"  checks: {verified_text(report.verified)}")
+    return "\n".join(lines)
+
+
+def push_text(report: PushReport) -> str:
+    """The summary at the end of a push."""
+    size = sum(layer.size_bytes for layer in report.layers)
+    rate = units.rate(report.sent_bytes / max(report.seconds, 1e-9))
+    lines = [
+        f"pushed {units.count(len(report.layers), 'file')}, {units.size(size)}",
+        f"  sent {units.size(report.sent_bytes)} in {units.duration(report.seconds)} ({rate})",
+    ]
+    if report.present_bytes:
+        lines.append(f"  {units.size(report.present_bytes)} were there already")
+    if report.mounted_bytes:
+        mounted = units.size(report.mounted_bytes)
+        lines.append(f"  {mounted} were taken from other repositories there")
+    if report.previous == report.digest:
+        lines.append("  the tag showed the same before")
+    elif report.previous:
+        lines.append(f"  the tag showed {report.previous} before")
     return "\n".join(lines)
 
 

@@ -24,9 +24,12 @@ _WORDS: Final = {
     Phase.RESOLVING: "resolving",
     Phase.WAITING: "waiting for another process that fetches this",
     Phase.TRANSFERRING: "fetching",
+    Phase.PUSHING: "pushing",
     Phase.PUBLISHING: "publishing",
     Phase.DONE: "done",
 }
+
+_MOVING: Final = frozenset({Phase.TRANSFERRING, Phase.PUSHING})
 
 
 class Display(AbstractContextManager["Display"], Protocol):
@@ -126,7 +129,7 @@ def describe(progress: Progress) -> str:
         f"{units.size(progress.done_bytes)} of {units.size(progress.total_bytes)}",
         units.rate(progress.rate_bytes_s),
     ]
-    if progress.eta_s is not None and progress.phase is Phase.TRANSFERRING:
+    if progress.eta_s is not None and progress.phase in _MOVING:
         parts.append(f"{units.duration(progress.eta_s)} left")
     parts.append(units.count(progress.connections, "connection"))
     if progress.retries:

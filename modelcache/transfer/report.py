@@ -14,11 +14,12 @@ from typing import Any
 
 
 class Phase(StrEnum):
-    """Where a pull is."""
+    """Where a pull or a push is."""
 
     RESOLVING = "resolving"
     WAITING = "waiting"  # for another process that is fetching the same blobs
     TRANSFERRING = "transferring"
+    PUSHING = "pushing"  # the other direction
     PUBLISHING = "publishing"
     DONE = "done"
 
@@ -104,6 +105,8 @@ class Report:
     total_bytes: int = 0
     present_bytes: int = 0
     fetched_bytes: int = 0
+    unpacked_bytes: int = 0  # stored out of archives
+    unpacking_s: float = 0.0  # decompressing, hashing and writing that, by all threads
     files: int = 0
     connections_peak: int = 0
     io: str = ""

@@ -64,7 +64,8 @@ def test_a_new_phase_is_told_at_once_and_the_end_is_left_to_the_summary(capsys):
         for phase in Phase:
             shown(moment(1000, phase=phase))
     lines = said(capsys)
-    assert [line.split()[0] for line in lines] == ["resolving", "waiting", "fetching", "publishing"]
+    words = ["resolving", "waiting", "fetching", "pushing", "publishing"]
+    assert [line.split()[0] for line in lines] == words
 
 
 def test_a_line_has_share_bytes_rate_time_left_connections_and_retries():

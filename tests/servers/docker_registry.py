@@ -36,12 +36,14 @@ class DockerRegistry(Server):
         passwords: bool = False,
         tokens: TokenAuth | None = None,
         tls: Certificates | None = None,
+        read_only: bool = False,
     ) -> None:
         super().__init__()
         self._program = find_program("docker-registry", "apt-get install docker-registry")
         self._passwords = passwords
         self._tokens = tokens
         self._tls = tls
+        self._read_only = read_only
         self.scheme = "https" if tls else "http"
 
     @property
@@ -75,6 +77,8 @@ class DockerRegistry(Server):
             },
             "http": http,
         }
+        if self._read_only:
+            configuration["storage"]["maintenance"] = {"readonly": {"enabled": True}}
         if self._passwords:
             path = self.folder / "htpasswd"
             path.write_text(self._htpasswd)

@@ -37,7 +37,8 @@ class Fault:
     status: answer this instead of asking the server, with `headers`. alter: replace these response
     headers. reset_at, truncate_at, stall_at: after so many bytes of body reset the connection,
     close it, or go silent until the client leaves. flip_at: change the byte at this offset of the
-    body. bytes_s: no faster than this. ignore_range: ask the server for the whole.
+    body. bytes_s: no faster than this. ignore_range: ask the server for the whole. cut_at: after so
+    many bytes of the request's own body reset the connections to both.
     """
 
     status: int | None = None
@@ -50,6 +51,7 @@ class Fault:
     flip_at: int | None = None
     bytes_s: float | None = None
     ignore_range: bool = False
+    cut_at: int | None = None
 
 
 Plan = Callable[[Request], Fault | None]
@@ -188,8 +190,8 @@ class FaultProxy:
             lines += [f"{name}: {value}" for name, value in fault.headers.items()]
             client.sendall(("\r\n".join(lines) + "\r\n\r\n").encode() + fault.body)
             return True
-        server.sendall(head + b"\r\n\r\n" + rest)
-        _relay_rest(client, server, _length(head) - len(rest))
+        if not _relay_request(client, server, head, rest, fault.cut_at):
+            return False
         answer, body = _read_head(server)
         if not answer:
             return False
@@ -279,6 +281,21 @@ def _relay_chunked(client: socket.socket, server: socket.socket, data: bytes) ->
         data = server.recv(PIECE_BYTES)
         if not data:
             return False
+
+
+def _relay_request(
+    client: socket.socket, server: socket.socket, head: bytes, rest: bytes, cut_at: int | None
+) -> bool:
+    """Pass a request on, or some of it: then both connections are reset when they are closed."""
+    if cut_at is None:
+        server.sendall(head + b"\r\n\r\n" + rest)
+        _relay_rest(client, server, _length(head) - len(rest))
+        return True
+    server.sendall(head + b"\r\n\r\n" + rest[:cut_at])
+    _relay_rest(client, server, cut_at - len(rest))
+    for each in (client, server):
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    return False
 
 
 def _relay_rest(source: socket.socket, target: socket.socket, left: int) -> None:

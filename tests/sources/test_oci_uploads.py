@@ -28,6 +28,7 @@ from modelcache.sources.oci.registry import Registry
 from modelcache.sources.oci.uploads import BlobPusher
 from tests.agent.support import random_bytes
 from tests.servers.pliant_registry import Asked, Mishap, PliantRegistry
+from tests.sources.token_server import TokenServer
 
 MIB = 1 << 20
 CONTENT = random_bytes(5 * MIB + 7, 1)
@@ -223,6 +224,22 @@ def test_a_401_that_asks_for_nothing_is_an_error_of_ours(pliant, pusher, file):
     pliant.plan = lambda asked: Mishap(status=401) if asked.method == "POST" else None
     with pytest.raises(SourceRefused, match="without saying how to log in"):
         send(pusher, file)
+
+
+def test_a_token_that_grows_old_in_the_middle_is_renewed(pliant, pusher, file, tmp_path):
+    with TokenServer(tmp_path / "tokens") as tokens:
+        realm = tokens.auth().realm
+        challenge = {"WWW-Authenticate": f'Bearer realm="{realm}",service="s"'}
+        refused = Mishap(status=401, code="UNAUTHORIZED", headers=challenge)
+
+        def plan(asked: Asked) -> Mishap | None:
+            old = asked.method == "PATCH" and asked.number == 0
+            return refused if old or "authorization" not in asked.headers else None
+
+        pliant.plan = plan
+        assert send(pusher, file) == DIGEST
+        assert tokens.scopes() == 2 * [["repository:x/model:pull,push"]]
+    assert pliant.blobs == {DIGEST: CONTENT}
 
 
 def test_small_blobs_take_one_request_where_that_is_known(pliant, pusher, tmp_path):
