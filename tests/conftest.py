@@ -123,11 +123,12 @@ def web(tmp_path: Path) -> Iterator[tuple[Nginx, Path]]:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """An empty hub, and nobody's token."""
+    """An empty hub, which the environment names, and nobody's token."""
     for name in list(os.environ):
         if name.startswith(("HF_", "HUGGING")):
             monkeypatch.delenv(name)
     with Hub() as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
         yield running
 
 

@@ -11,7 +11,7 @@ models/<model id>/            manifest.json, report.json, last_used
 snapshots/<model id>/         the tree a pod sees: hard links to blobs
 refs/<sha256 of ref>.json     which model a ref meant, and when that was asked
 leases/<model id>/            reasons not to evict
-hub/<sha256 of content>/      views: links into snapshots, laid out for other programs
+views/<sha256 of content>/    links into snapshots, laid out as another program wants them
 trash/                        on its way out
 """
 

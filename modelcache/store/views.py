@@ -1,6 +1,6 @@
 """Views: the layout that another program expects, as symbolic links into snapshots.
 
-A view is a folder below `hub/`, named by the hash of all that is in it: its links and its small
+A view is a folder below `views/`, named by the hash of all that is in it: its links and its small
 files. So it is there or not, never another one; two callers that want the same build the same, and
 one that wants another model, name or revision gets another folder. The links are relative, so a
 store may be mounted elsewhere, and lead to a snapshot's names, so a repaired file is seen at once.
@@ -10,6 +10,7 @@ When a model goes its views lead nowhere, and garbage collection removes them.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from modelcache.store import files
 from modelcache.store.snapshots import FOLDER_MODE
 from modelcache.store.store import Store
 
-FOLDER: Final = "hub"
+FOLDER: Final = "views"
 TEXT_MODE: Final = 0o644  # pods of any user read it
+_OURS: Final = re.compile(r"[0-9a-f]{64}|\.tmp-[0-9a-f]{12}")
 _UP: Final = "../../"  # from a view's own folder to the store
 
 
@@ -66,7 +68,8 @@ def sweep(store: Store) -> int:
     The caller has the mutex, and empties the trash.
     """
     folder = store.layout.root / FOLDER
-    gone = [path for path in folder.iterdir() if not _is_live(path)] if folder.is_dir() else []
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    gone = [path for path in found if _OURS.fullmatch(path.name) and not _is_live(path)]
     for path in gone:
         store.trash(path)
     return len(gone)

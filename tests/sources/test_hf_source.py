@@ -241,6 +241,12 @@ def test_a_name_that_no_hub_would_take_is_refused_in_one_line(hub):
     assert isinstance(refused(hub, name="org/a--b"), InvalidRef)
 
 
+def test_a_dataset_is_said_to_be_no_model(hub):
+    error = refused(hub, "/name", name="datasets/org")
+    assert isinstance(error, InvalidRef)
+    assert "datasets" in error.message
+
+
 def test_a_throttled_hub_is_asked_again_after_a_short_wait(hub):
     hub.repository().commit(FILES)
     hub.throttled = [Reply(429, {"Retry-After": "0"}), Reply(503)]
@@ -434,6 +440,20 @@ def test_a_token_that_cannot_be_read_or_sent_is_an_error_without_its_text(hub, t
         with pytest.raises(InvalidConfig) as caught:
             resolve(hub, token_file=str(tmp_path / "token"))
         assert not text or text not in caught.value.message
+
+
+def test_a_hub_that_only_a_ref_names_is_sent_no_token(hub, tmp_path, monkeypatch):
+    hub.repository().commit(FILES)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("HF_TOKEN", READER)
+    (tmp_path / "token").write_text(READER)
+    resolve(hub, token_file=str(tmp_path / "token"))
+    assert all("authorization" not in asked.headers for asked in hub.api.asked)
+    hub.repository().private = True
+    assert "hf.endpoint" in refused(hub).message
+    resolve_with_token = {"endpoint": hub.url, "token_file": str(tmp_path / "token")}
+    hub.readers = {READER: {"org/name"}}
+    assert paths(resolve(hub, **resolve_with_token)) == sorted(FILES)
 
 
 def test_what_hf_auth_login_stored_is_used(hub, tmp_path):

@@ -98,7 +98,7 @@ def test_many_may_ask_for_one_view_at_once(store, model):
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(lambda _: views.show(store, links(model), TEXTS), range(32)))
     assert len(found) == 1
-    assert len(list((store.layout.root / "hub").iterdir())) == 1
+    assert len(list((store.layout.root / "views").iterdir())) == 1
 
 
 @pytest.mark.parametrize("path", ["../evil", "/abs", "a/../../b", "refs/.."])
@@ -126,6 +126,15 @@ def test_a_store_without_views_is_collected_as_ever(engine, model):
     assert [found.model_id for found in engine.models()] == [model]
 
 
+def test_what_somebody_else_keeps_among_the_views_is_left_alone(engine, store, model):
+    views.show(store, links(model), TEXTS)
+    strange = store.layout.root / "views" / "models--org--name"
+    strange.mkdir()
+    (strange / "dangling").symlink_to("nowhere")
+    engine.collect_garbage()
+    assert (strange / "dangling").is_symlink()
+
+
 def test_killed_anywhere_a_view_is_whole_or_absent(engine, store, model):
     step = 0
     while True:
@@ -136,7 +145,7 @@ def test_killed_anywhere_a_view_is_whole_or_absent(engine, store, model):
                 views.show(store, links(model), TEXTS)
 
         done = exit_code(fork(build))
-        folder = store.layout.root / "hub"
+        folder = store.layout.root / "views"
         shown = [path for path in folder.glob("*") if not path.name.startswith(".")]
         for view in shown:
             assert (view / "models--a--b/snapshots/c/x/weights.bin").read_bytes() == b"weights"

@@ -1,7 +1,8 @@
 """The hub's address, the user's token, and to whom that is shown: the endpoint's own host alone.
 
-A redirect to a CDN, a page of a listing elsewhere: nobody but the hub itself sees the token.
-Nothing here is ever logged.
+A redirect to a CDN, a page of a listing elsewhere: nobody but the hub itself sees the token. A hub
+that only a ref names sees none either: refs come from whoever may write one, and a token opens all
+that its owner may read. Nothing here is ever logged.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, OIDCError
 from modelcache.config import HfSettings
 from modelcache.domain.hub import HubKey
 from modelcache.domain.refs import Ref
-from modelcache.errors import InvalidConfig, InvalidRef, NoCredentials
+from modelcache.errors import InvalidConfig, InvalidRef, NoCredentials, UsageError
 from modelcache.sources.web.address import Address, parse_address
 from modelcache.sources.web.identity import user_agent
 
@@ -31,21 +32,33 @@ class Access:
 
     def __init__(self, origin: Ref, settings: HfSettings, repository: str) -> None:
         """Raises InvalidRef, InvalidConfig, NoCredentials."""
-        text, where = _endpoint(origin, settings)
-        try:
-            self.own = parse_address(text)
-        except ValueError as error:
-            kind = InvalidRef if where == "endpoint" else InvalidConfig
-            raise kind(f"{where} is not the URL of a hub: {error}") from error
+        configured, setting = _configured(settings)
+        named = origin.option("endpoint")
+        self.own = _parse(configured, setting)
+        self.trusted = True
+        if named is not None:
+            trusted = self.own
+            self.own = _parse(named, "endpoint", InvalidRef)
+            self.trusted = self.owns(trusted)
         self.endpoint = self.own.server + self.own.path.partition("?")[0].rstrip("/")
         self.repository = repository
         self.ca_file = settings.ca_file or None
-        self._token = _token(settings)
+        self._token = _token(settings) if self.trusted else ""
 
     @property
     def token_given(self) -> bool:
         """Whether the user has one."""
         return bool(self._token)
+
+    @property
+    def advice(self) -> str:
+        """What to do where the hub wants a token."""
+        if self.trusted:
+            return "set HF_TOKEN or hf.token_file, or run `hf auth login`"
+        return (
+            "name this hub by hf.endpoint or HF_ENDPOINT and set HF_TOKEN; a hub that only the ref "
+            "names is sent no token"
+        )
 
     @property
     def is_public_hub(self) -> bool:
@@ -75,14 +88,18 @@ class Access:
         return parse_address(f"{self.page}/resolve/{key.commit}/{quote(key.path)}")
 
 
-def _endpoint(origin: Ref, settings: HfSettings) -> tuple[str, str]:
-    """The hub's URL, and by what it was named."""
-    named = (
-        (origin.option("endpoint"), "endpoint"),
-        (settings.endpoint, "hf.endpoint"),
-        (os.environ.get("HF_ENDPOINT"), "HF_ENDPOINT"),
-    )
-    return next(((url, name) for url, name in named if url), (ENDPOINT_DEFAULT, ""))
+def _configured(settings: HfSettings) -> tuple[str, str]:
+    """The hub's URL where a ref names none, and what has set it."""
+    if settings.endpoint:
+        return settings.endpoint, "hf.endpoint"
+    return os.environ.get("HF_ENDPOINT") or ENDPOINT_DEFAULT, "HF_ENDPOINT"
+
+
+def _parse(url: str, where: str, kind: type[UsageError] = InvalidConfig) -> Address:
+    try:
+        return parse_address(url)
+    except ValueError as error:
+        raise kind(f"{where} is not the URL of a hub: {error}") from error
 
 
 def _token(settings: HfSettings) -> str:

@@ -15,7 +15,6 @@ from modelcache.sources.hf.access import Access
 from modelcache.sources.web import answers
 
 PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
-_SET_TOKEN: Final = "set HF_TOKEN or hf.token_file, or run `hf auth login`"  # noqa: S105
 
 
 def refused(
@@ -66,9 +65,8 @@ def _gated(access: Access) -> Forbidden:
             f"{access.page} is gated: accept the conditions at {access.page} with the account "
             "whose token was given, or set HF_TOKEN to the token of one that has"
         )
-    return Forbidden(
-        f"{access.page} is gated: accept the conditions at {access.page} and set HF_TOKEN"
-    )
+    todo = "set HF_TOKEN" if access.trusted else access.advice
+    return Forbidden(f"{access.page} is gated: accept the conditions at {access.page} and {todo}")
 
 
 def _hidden(access: Access) -> NotFound:
@@ -77,7 +75,7 @@ def _hidden(access: Access) -> NotFound:
             f"{access.page} does not exist, or is private and the token that was given may not "
             "read it"
         )
-    return NotFound(f"{access.page} does not exist, or is private: then {_SET_TOKEN}")
+    return NotFound(f"{access.page} does not exist, or is private: then {access.advice}")
 
 
 def _with_delay(headers: Mapping[str, str]) -> Mapping[str, str]:

@@ -40,6 +40,7 @@ from modelcache.sources.web.asking import REDIRECTS_MAX, Answer, Asker, redirect
 from modelcache.sources.web.redirects import Redirects
 
 GOOD_FOR_S: Final = 3600.0  # nothing in the hub's own addresses expires
+_OTHER_KINDS: Final = frozenset({"buckets", "datasets", "kernels", "spaces"})  # of repositories
 _OK: Final = frozenset({200, 206})
 
 
@@ -50,6 +51,8 @@ class HfSource:
         """Raises InvalidRef, InvalidConfig, NoCredentials."""
         self._origin = origin
         self._name = hub_name(origin.authority, origin.path)
+        if origin.authority in _OTHER_KINDS and "/" in origin.path:
+            raise InvalidRef(f"{origin} is one of the hub's {origin.authority}, and not a model")
         self._revision = _revision(origin, self._name.revision)
         self._access = Access(origin, settings, self._name.repository)
         self._asker = Asker(

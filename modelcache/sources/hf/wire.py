@@ -8,6 +8,7 @@ process and uses huggingface_hub is left as it was.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,6 +26,8 @@ from modelcache.sources.web.address import parse_address
 from modelcache.sources.web.asking import Asker
 
 _current: ContextVar[httpx2.Client | None] = ContextVar("modelcache_hub", default=None)
+_installing = threading.Lock()
+# Of the connection, or about a body that has been read.
 _ANSWERED: Final = frozenset({"content-length", "transfer-encoding", "connection"})
 
 
@@ -92,16 +95,23 @@ class Wire:
         """
         if is_offline_mode():
             raise SourceRefused(
-                f"{self._access.endpoint} is not asked: HF_HUB_OFFLINE is set; unset it to pull"
+                f"{self._access.endpoint} is not asked: HF_HUB_OFFLINE is set (or "
+                "TRANSFORMERS_OFFLINE); unset it to pull"
             )
-        if not isinstance(get_session(), _Shared):
-            factory = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
-            set_client_factory(lambda: _Shared(factory()))
+        _install()
         token = _current.set(self._client)
         try:
             yield
         finally:
             _current.reset(token)
+
+
+def _install() -> None:
+    """Stand before the client that the library has; again where somebody has set another."""
+    with _installing:
+        if not isinstance(get_session(), _Shared):
+            factory = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
+            set_client_factory(lambda: _Shared(factory()))
 
 
 def _unreachable(request: httpx2.Request) -> httpx2.Response:
