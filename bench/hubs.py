@@ -1,8 +1,8 @@
 """The servers of what is neither S3 nor plain HTTP: a GCS emulator, a registry, a hub.
 
 Each serves the files of one folder. The hub is nginx with the answers of the Hugging Face API laid
-out as files, so that it is as fast as a content delivery network's node: weights are redirected, as
-the hub does with all it keeps in LFS.
+out as files, so that it is as fast as a content delivery network's node: weights are redirected to
+another host name, as the hub does with all it keeps in LFS.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Hub(Nginx):
             return (
                 head + f"add_header X-Linked-ETag '\"{lfs['oid']}\"' always; "
                 f"add_header X-Linked-Size {entry['size']} always; "
-                f"return 302 {self.url}/lfs/{path}; }}"
+                f"return 302 http://localhost:{self.port}/lfs/{path}; }}"
             )
         return head + f"add_header ETag '\"{entry['oid']}\"'; alias {source}/{path}; }}"
 
