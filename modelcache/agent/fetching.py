@@ -28,7 +28,7 @@ from modelcache.transfer.checks import Sink, best_checksum
 from modelcache.transfer.engine import Transfer
 from modelcache.transfer.jobs import BlobJob
 from modelcache.transfer.memory import cheap_memory_bytes
-from modelcache.transfer.policy import write_mode
+from modelcache.transfer.policy import write_mode as mode_of
 from modelcache.transfer.report import FileProgress, Phase, Progress, ProgressCallback, Report
 
 ACTIVE_MAX: Final = 64  # files shown as under way
@@ -69,6 +69,7 @@ class Fetching:
         self._retries = 0
         self._hedges = 0
         self._need_bytes = 0
+        self._brought_bytes = 0  # before the model was known; no part of what was here
         self._cheap_bytes = cheap_memory_bytes()
 
     def fetch(self, files: Sequence[File], source: Source, *, resume: bool = True) -> None:
@@ -93,6 +94,41 @@ class Fetching:
                     self._retries += transfer.retries
                     self._hedges += transfer.hedges
             pending = self._wait_for(transfer.busy, source)
+
+    def expect(self, files: Sequence[File]) -> None:
+        """Say which blobs are about to come, for the bar and for how they are written."""
+        self._need_bytes = sum(file.size_bytes for file in files)
+        self._present_bytes = self._fetched_before = 0
+        self.report.files = len(files)
+        self.report.total_bytes = self._need_bytes
+
+    def settle(self, brought_bytes: int) -> None:
+        """What was expected has come, and was so many bytes of the model that follows."""
+        self._brought_bytes = self._fetched_before = brought_bytes
+        self.report.total_bytes = 0
+
+    def pause(self, elsewhere_bytes: int = 0) -> None:
+        """Wait a moment for what another process does. Raises Cancelled.
+
+        elsewhere_bytes: stored by it so far, of what is expected.
+        """
+        self._phase = Phase.WAITING
+        self._elsewhere_bytes = elsewhere_bytes
+        self._tick()
+        if self._cancel is not None and self._cancel.wait(BUSY_POLL_S):
+            raise Cancelled("stopped")
+        if self._cancel is None:
+            threading.Event().wait(BUSY_POLL_S)
+
+    def write_mode(self, size_bytes: int) -> WriteMode:
+        """How a blob of this size is written."""
+        return mode_of(
+            self.settings.transfer.io,
+            size_bytes=size_bytes,
+            model_bytes=self._need_bytes,
+            cheap_bytes=self._cheap_bytes,
+            reader_follows=self.reader_follows,
+        )
 
     def _parts(self, pending: Sequence[BlobJob]) -> list[AssemblyParts]:
         """The assemblies that pending blobs belong to, with where the rest of them is."""
@@ -130,7 +166,7 @@ class Fetching:
         return job
 
     def _writer(self, job: BlobJob) -> BlobWriter:
-        mode = self._write_mode(job.file.size_bytes)
+        mode = self.write_mode(job.file.size_bytes)
         self.report.io = mode.value
         writer = self.store.writer(job.file.blob, job.file.size_bytes, mode=mode)
         target = job.target(fresh=False) if self.place.scheme is Scheme.FILE else None
@@ -138,22 +174,12 @@ class Fetching:
             writer.share(Path(target.path), link=target.link)
         return writer
 
-    def _write_mode(self, size_bytes: int) -> WriteMode:
-        return write_mode(
-            self.settings.transfer.io,
-            size_bytes=size_bytes,
-            model_bytes=self._need_bytes,
-            cheap_bytes=self._cheap_bytes,
-            reader_follows=self.reader_follows,
-        )
-
     def _wait_for(self, busy: Sequence[BlobJob], source: Source) -> list[BlobJob]:
         """Wait until others have brought these blobs; return those whose fetcher gave up."""
         started_s = monotonic()
         waiting = list(busy)
         orphaned: list[BlobJob] = []
         while waiting and not orphaned:
-            self._phase = Phase.WAITING
             still = []
             for job in waiting:
                 if self.store.has_blob(job.file.blob, job.file.size_bytes):
@@ -163,13 +189,8 @@ class Fetching:
                 else:
                     still.append(job)
             waiting = still
-            self._elsewhere_bytes = sum(self.store.partial_bytes(job.file.blob) for job in waiting)
             if waiting and not orphaned:
-                self._tick()
-                if self._cancel is not None and self._cancel.wait(BUSY_POLL_S):
-                    raise Cancelled("stopped")
-                if self._cancel is None:
-                    threading.Event().wait(BUSY_POLL_S)
+                self.pause(sum(self.store.partial_bytes(job.file.blob) for job in waiting))
         self._elsewhere_bytes = 0
         self.report.lock_wait_s += monotonic() - started_s
         return [self._job(job.file, source, resume=True) for job in (*orphaned, *waiting)]

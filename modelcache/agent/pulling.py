@@ -20,6 +20,7 @@ from modelcache.domain.mirrors import parse_rewrites, places
 from modelcache.domain.refs import Ref
 from modelcache.errors import Cancelled, CorruptData, SourceRefused, SourceUnavailable
 from modelcache.sources.opening import open_source
+from modelcache.sources.source import Source
 from modelcache.store import BlobState, Store, room
 from modelcache.store import repair as repairs
 from modelcache.transfer.report import Phase, ProgressCallback
@@ -84,11 +85,20 @@ class Pull(Fetching):
         manifest = source.resolve(self.place)
         self.assemblies = manifest.assemblies
         self.report.resolving_s = monotonic() - self._started_s
+        if not manifest.archives:
+            return self._bring(manifest, source, cpu_before)
+        from modelcache.agent.unpacking.flow import unpacked  # noqa: PLC0415 - only packed models
+
+        self._stop_here()
+        with unpacked(self, source, manifest) as files:
+            return self._bring(files, source, cpu_before)
+
+    def _bring(self, manifest: Manifest, source: Source, cpu_before: os.times_result) -> Snapshot:
+        """Make a model of files warm."""
         self.report.model_id = manifest.model_id
         self.report.files = len(manifest.blobs())
         self._tick()  # from here on a stop must leave things in order
-        if self._cancel is not None and self._cancel.is_set():
-            raise Cancelled("stopped before anything was fetched")
+        self._stop_here()
         warm = self._already_warm(manifest)
         if warm is not None:
             return warm
@@ -101,7 +111,7 @@ class Pull(Fetching):
             transfer_s = monotonic()
             self.fetch([file for file in missing if file.size_bytes], source)
             publishing_s = monotonic()
-            self.report.transfer_s = publishing_s - transfer_s
+            self.report.transfer_s += publishing_s - transfer_s
             self._phase = Phase.PUBLISHING
             path = self.store.add_model(manifest)
             self.store.remember_ref(self.ref, manifest.model_id, wall_clock_s())
@@ -116,10 +126,14 @@ class Pull(Fetching):
             report=self.report,
         )
 
+    def _stop_here(self) -> None:
+        if self._cancel is not None and self._cancel.is_set():
+            raise Cancelled("stopped before anything was fetched")
+
     def _already_warm(self, manifest: Manifest) -> Snapshot | None:
         """The snapshot, if it is there and every blob is still the file that was published."""
         path = self.store.snapshot_path(manifest.model_id)
-        if path is None:
+        if path is None or self._brought_bytes:
             return None
         blobs = manifest.blobs()
         for blob, file in blobs.items():
@@ -150,6 +164,7 @@ class Pull(Fetching):
                     damaged[blob] = bad
                 else:
                     self.store.renew_receipt(blob)
+        self._present_bytes = max(0, self._present_bytes - self._brought_bytes)
         self.report.present_bytes = self._present_bytes
         if damaged:
             Repair(self.settings, self.store, manifest, damaged, self._progress).run()

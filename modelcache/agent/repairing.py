@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from modelcache.agent.fetching import Fetching
 from modelcache.config import BLOCK_BYTES, Settings
+from modelcache.domain.layers import layer_of
 from modelcache.domain.manifests import BlobId, File, Manifest, ModelId
 from modelcache.domain.refs import parse_ref
 from modelcache.errors import ModelcacheError
 from modelcache.sources.opening import open_source
+from modelcache.sources.source import Source
 from modelcache.store import Store, snapshots
 from modelcache.store import repair as repairs
 from modelcache.transfer.report import ProgressCallback
@@ -40,18 +42,28 @@ class Repair(Fetching):
         self.report.total_bytes = sum(file.size_bytes for file in files)
         with self.store.begin_model(self._model, "repair"):
             for file in files:
-                if file.size_bytes > BLOCK_BYTES:
+                if file.size_bytes > BLOCK_BYTES and layer_of(self._model, file) is None:
                     self._begin(file)
             self._add_empty_again(files)
-            self.fetch([file for file in files if file.size_bytes], source)
+            members = [file for file in files if layer_of(self._model, file) is not None]
+            if members:
+                self._mend_members(members, source)
+            self.fetch([file for file in files if file.size_bytes and file not in members], source)
             for model_id in self.store.model_ids():
                 self._relink(model_id)
+
+    def _mend_members(self, members: Sequence[File], source: Source) -> None:
+        from modelcache.agent.unpacking.mending import (  # noqa: PLC0415 - only for packed models
+            mend_members,
+        )
+
+        mend_members(self, source, self._model, [file for file in members if file.size_bytes])
 
     def _begin(self, file: File) -> None:
         """Set up a partial with the good chunks; the pull then resumes it."""
         if self.store.has_blob(file.blob, file.size_bytes):
             bad = self._damaged[file.blob]
-            mode = self._write_mode(file.size_bytes)
+            mode = self.write_mode(file.size_bytes)
             repairs.reopen(self.store, file.blob, file.size_bytes, bad, mode=mode).close()
 
     def _add_empty_again(self, files: Sequence[File]) -> None:

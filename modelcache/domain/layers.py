@@ -17,13 +17,14 @@ from enum import StrEnum
 from typing import Final
 
 from modelcache.domain.archives import Unpacking
-from modelcache.domain.manifests import Algorithm, Archive, BlobId, Checksum, File, Pin
+from modelcache.domain.manifests import Algorithm, Archive, BlobId, Checksum, File, Manifest, Pin
 from modelcache.errors import SourceRefused
 
 ENTRIES_MAX: Final = 200_000  # of one archive, and files of a model: about 100 MB of Python objects
 LINKS_MAX: Final = 40  # that one name leads through; Linux's own limit
 SHOWN_CHARACTERS: Final = 200  # of a name in a message; it may be longer than a screen
 _SHA256: Final = "sha256-"
+_INSIDE: Final = "!"  # in a key, between a layer and a name in it
 _IDENTITY: Final = re.compile(r"sha256-[0-9a-f]{64}")
 
 
@@ -98,6 +99,20 @@ def member_name(archive: Archive, path: str) -> str:
     """How messages and keys name a member: the layer, and its path in there."""
     inside = f"{archive.root}/{path}" if archive.root else path
     return f"{archive.layer.path}!{inside[:SHOWN_CHARACTERS]}"
+
+
+def layer_of(model: Manifest, file: File) -> Archive | None:
+    """The archive that a file of a model was found in; None for one of its own."""
+    layer, mark, _ = file.key.partition(_INSIDE)
+    for archive in model.unpacked_from if mark else ():
+        if layer == _layer_key(archive):
+            return archive
+    return None
+
+
+def name_in_layer(file: File) -> str:
+    """The path under which a file of an archive stands there, relative to the archive's root."""
+    return file.key.partition(_INSIDE)[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,12 +319,15 @@ def _file(path: str, leaf: _Leaf) -> File:
     entry = leaf.entry
     assert entry.blob is not None  # noqa: S101 - a file has one
     digest = entry.blob.removeprefix(_SHA256)
-    layer = leaf.archive.layer.blob.removeprefix(_SHA256)
     return File(
         path,
         entry.size_bytes,
-        f"sha256:{layer}!{entry.path}",
+        f"{_layer_key(leaf.archive)}{_INSIDE}{entry.target or entry.path}",
         entry.blob,
         Pin(version=f"sha256:{digest}"),
         (Checksum(Algorithm.SHA256, digest),),
     )
+
+
+def _layer_key(archive: Archive) -> str:
+    return f"sha256:{archive.layer.blob.removeprefix(_SHA256)}"
