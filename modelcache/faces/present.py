@@ -73,6 +73,7 @@ def snapshot_text(snapshot: Snapshot) -> str:
         lines.append(f"  {units.size(report.present_bytes)} were here already")
     if report.verified:
         lines.append(f"  checks: {verified_text(report.verified)}")
+    lines += [f"  {note}" for note in report.notes]
     return "\n".join(lines)
 
 
@@ -367,6 +368,8 @@ def explain_text(report: Report) -> str:
     ]
     if report.verified:
         lines += ["", f"checks: {verified_text(report.verified)}"]
+    if report.notes:
+        lines += ["", *report.notes]
     if report.events:
         lines += ["", "on the way:", *(f"  {event}" for event in report.events)]
     return "\n".join([*lines, "", bottleneck(report)])

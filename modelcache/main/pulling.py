@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 @app.command()
 def pull(  # noqa: PLR0917 - one parameter for each option
-    ref: Annotated[str, typer.Argument(metavar="REF", help="s3://, http(s):// or file:// ref.")],
+    ref: Annotated[
+        str, typer.Argument(metavar="REF", help="s3://, gs://, oci://, hf://, https://, file://.")
+    ],
     include: Include = None,
     exclude: Exclude = None,
     store: Store = None,

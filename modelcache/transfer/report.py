@@ -115,6 +115,9 @@ class Report:
     sources: dict[str, SourceReport] = field(default_factory=dict)
     verified: dict[str, int] = field(default_factory=dict)  # bytes by how the origin vouched
     events: list[str] = field(default_factory=list)  # retries and hedges, in words; bounded
+    notes: list[str] = field(
+        default_factory=list
+    )  # what the source tells, such as what it left out
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the stored form and `--json`."""

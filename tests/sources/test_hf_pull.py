@@ -15,6 +15,7 @@ from modelcache.errors import (
     DigestMismatch,
     OriginChanged,
 )
+from modelcache.faces import present
 from modelcache.sources.web import asking
 from tests.agent.support import random_bytes, settings, tree
 from tests.servers.hub import Hub
@@ -45,6 +46,18 @@ def verified(store: Path) -> dict[str, int]:
     with Engine(settings(store), write=False) as engine:
         (model,) = engine.models()
     return model.verified
+
+
+
+def test_what_the_default_filter_left_out_is_told(hub, tmp_path):
+    hub.repository().commit({**FILES, "pytorch_model.bin": random_bytes(MIB, 9)})
+    snapshot = pull(hub, tmp_path)
+    assert "pytorch_model.bin" not in tree(snapshot.path)
+    assert snapshot.report is not None
+    (note,) = snapshot.report.notes
+    assert "pytorch_model.bin" in note
+    assert note in present.snapshot_text(snapshot)
+    assert note in present.explain_text(snapshot.report)
 
 
 @pytest.mark.parametrize("small_files_redirect", [False, True])
