@@ -84,6 +84,7 @@ class Pull(Fetching):
         source = open_source(self.place.origin(), self.settings)
         manifest = source.resolve(self.place)
         self.assemblies = manifest.assemblies
+        self.report.notes += manifest.notes
         self.report.resolving_s = monotonic() - self._started_s
         if not manifest.archives:
             return self._bring(manifest, source, cpu_before)
