@@ -50,6 +50,7 @@ class StagingFolder:
         self._layout = layout
         self._chunk_bytes = chunk_bytes
         self._count = 0
+        self._current: StagedFile | None = None
         self._block = hashing.new_buffer()
         self._folder, self._lock_fd = _make(layout)
 
@@ -57,14 +58,17 @@ class StagingFolder:
         """Open a file that will have `size_bytes`. Raises StoreFull when there is no room."""
         self._count += 1
         path = f"{self._folder}/{self._count}"
-        return StagedFile(path, size_bytes, self._chunk_bytes, mode, self._block)
+        self._current = StagedFile(path, size_bytes, self._chunk_bytes, mode, self._block)
+        return self._current
 
     def close(self) -> None:
-        """Remove the folder and what was not published. Idempotent."""
+        """Remove the folder and what was not published; a file under way is given up. Idempotent."""
         if self._lock_fd < 0:
             return
         try:
             with files.translated(self._folder):
+                if self._current is not None:
+                    self._current.abandon()
                 _remove(self._folder)
         finally:
             os.close(self._lock_fd)

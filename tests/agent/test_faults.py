@@ -70,9 +70,10 @@ def test_one_failure_costs_one_request_and_no_byte(
     assert (snapshot.path / "weights.bin").read_bytes() == DATA
     assert snapshot.report is not None
     (source,) = snapshot.report.sources.values()
-    # On a busy machine a sound request may be late, too, and be hedged.
+    # On a busy machine a sound request may be late, too, and be hedged, or bring two chunks.
     more = sum(source.failures.values()) + source.hedges
-    assert 7 <= len(proxy.gets("weights.bin")) <= 6 + more
+    assert more >= 1
+    assert len(proxy.gets("weights.bin")) <= 6 + more
 
 
 @pytest.mark.parametrize("seed", range(6))

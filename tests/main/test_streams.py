@@ -138,7 +138,7 @@ def test_the_shell_completes_commands_and_models(shell: Shell, model: Path):
         variables = {"COMP_WORDS": words, "COMP_CWORD": number}
         return shell.run(_MODELCACHE_COMPLETE="complete_bash", **variables).out.split()
 
-    assert completed("modelcache pu") == ["pull"]
+    assert completed("modelcache pu") == ["pull", "push"]
     assert completed(f"modelcache show {pulled[:3]}") == [pulled[:12]]
     shell.store = Path(__file__)
     assert completed("modelcache show a") == []
