@@ -62,7 +62,7 @@ class StagingFolder:
         return self._current
 
     def close(self) -> None:
-        """Remove the folder and what was not published; a file under way is given up. Idempotent."""
+        """Remove the folder and what was not published, a file under way too. Idempotent."""
         if self._lock_fd < 0:
             return
         try:
