@@ -48,7 +48,6 @@ def verified(store: Path) -> dict[str, int]:
     return model.verified
 
 
-
 def test_what_the_default_filter_left_out_is_told(hub, tmp_path):
     hub.repository().commit({**FILES, "pytorch_model.bin": random_bytes(MIB, 9)})
     snapshot = pull(hub, tmp_path)
