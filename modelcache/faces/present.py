@@ -368,6 +368,9 @@ def explain_text(report: Report) -> str:
     ]
     if report.verified:
         lines += ["", f"checks: {verified_text(report.verified)}"]
+    if report.unpacked_bytes:
+        size, seconds = units.size(report.unpacked_bytes), units.duration(report.unpacking_s)
+        lines += ["", f"unpacked: {size}, {seconds} of decompressing, hashing and writing"]
     if report.notes:
         lines += ["", *report.notes]
     if report.events:

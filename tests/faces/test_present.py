@@ -181,3 +181,9 @@ def test_a_report_survives_being_stored_and_versions_to_come():
     before = report(sources={"s3://b/m": SourceReport(1, 2, 3, 4, {"x": 5})})
     plain = json.loads(json.dumps({**before.to_json(), "of_a_newer_version": 1}))
     assert Report.from_json(plain) == before
+
+
+def test_explain_tells_what_came_out_of_archives():
+    text = present.explain_text(report(unpacked_bytes=3_000_000_000, unpacking_s=4.0))
+    assert "unpacked: 3.0 GB, 4.0 s of decompressing" in text
+    assert "unpacked" not in present.explain_text(report())
