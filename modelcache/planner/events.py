@@ -9,13 +9,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NewType
+from typing import Final, NewType
 
+from modelcache.domain.holdings import Holding
 from modelcache.domain.manifests import BlobId
+from modelcache.domain.members import NodeId
 from modelcache.domain.ranges import ChunkGrid
 
 AttemptId = NewType("AttemptId", int)
 SourceId = NewType("SourceId", str)
+
+
+_PEER: Final = "peer:"
+
+
+def peer_source(node: NodeId) -> SourceId:
+    """What a peer is called among sources."""
+    return SourceId(f"{_PEER}{node}")
+
+
+def peer_of(source: SourceId) -> NodeId | None:
+    """The node that a source stands for; None for an origin."""
+    return NodeId(source[len(_PEER) :]) if source.startswith(_PEER) else None
 
 
 class Remedy(StrEnum):
@@ -26,6 +41,7 @@ class Remedy(StrEnum):
     RENEW = "renew"  # at once, with a fresh signature or redirect
     CORRUPT = "corrupt"  # again, but not often: what stays wrong is wrong at the origin
     REFUSED = "refused"  # never again from this source
+    NOT_YET = "not_yet"  # a peer that still fetches; nobody's fault
     CANCELLED = "cancelled"  # the planner asked for it; nobody's fault
 
 
@@ -141,6 +157,70 @@ class AttemptFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerTold:
+    """A peer has said what it has of a blob; the newest word counts.
+
+    source: `peer_source` of its node id.
+    """
+
+    source: SourceId
+    holding: Holding
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLeft:
+    """A peer is gone, or wants to be: nothing more is asked of it."""
+
+    source: SourceId
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkWanted:
+    """A peer waits for a chunk that it expects from us: it goes before our own."""
+
+    blob: BlobId
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkAudited:
+    """`attempt` has read a chunk again, from its origin; `same`: what the store has is right.
+
+    A chunk that was not the same has been replaced.
+    """
+
+    attempt: AttemptId
+    blob: BlobId
+    chunk: int
+    same: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Doubted:
+    """A blob is complete, but not what its origin says, and no chunk in particular is at fault."""
+
+    blob: BlobId
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Something more urgent needs the bandwidth (or no more): only what peers wait for goes on."""
+
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OriginCapped:
+    """How many connections to origins this transfer may have; None for no cap.
+
+    until_s: and no new request to them before that moment.
+    """
+
+    connections: int | None
+    until_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class TimerDue:
     """The moment asked for by a Wake has come (or may have: early and double ones are harmless)."""
 
@@ -151,7 +231,9 @@ class Fetch:
 
     lanes: connections to use for a batch of small blobs; a run of chunks has one.
     hedge: the chunk is already on its way by another attempt; whoever is first stores it.
-    renew: sign or follow the redirect anew first.
+    renew: sign or follow the redirect anew first. serve: others may have what comes before all of
+    the blob is here and verified, for it comes from who vouches for it. audit: the chunk is stored;
+    read it into memory, and replace what the store has where that is something else.
     """
 
     attempt: AttemptId
@@ -160,6 +242,24 @@ class Fetch:
     lanes: int = 1
     hedge: bool = False
     renew: bool = False
+    serve: bool = True
+    audit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Curtail:
+    """End this attempt after the chunk it is reading."""
+
+    attempt: AttemptId
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Nothing is asked of this peer before `until_s`: it fails, or (`lied`) gave wrong bytes."""
+
+    source: SourceId
+    until_s: float
+    lied: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +271,13 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Un-store every chunk of this blob: the bytes of a new attempt may not fit the old ones."""
+    """Un-store these chunks of this blob; none named: every chunk.
+
+    The bytes of a new attempt may not fit the old ones, or who gave them has lied.
+    """
 
     blob: BlobId
+    chunks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +302,7 @@ class Wake:
     at_s: float
 
 
+SwarmEvent = PeerTold | PeerLeft | ChunkWanted | ChunkAudited | Doubted | Paused | OriginCapped
 Event = (
     BlobsAdded
     | BlobDropped
@@ -206,6 +311,7 @@ Event = (
     | ChunksLost
     | AttemptEnded
     | AttemptFailed
+    | SwarmEvent
     | TimerDue
 )
-Action = Fetch | Cancel | Forget | Finish | GiveUp | Wake
+Action = Fetch | Cancel | Curtail | Forget | Finish | GiveUp | Quarantine | Wake

@@ -61,6 +61,15 @@ class Intervals:
         ]
         self._total -= 1
 
+    def holds(self, number: int) -> bool:
+        """Whether the number is in the set."""
+        index = bisect_left(self._runs, number + 1, key=lambda run: run[1])
+        return index < len(self._runs) and self._runs[index][0] <= number
+
+    def last(self) -> int:
+        """The largest number. The set must not be empty."""
+        return self._runs[-1][1] - 1
+
     def take(self, most: int) -> tuple[int, int]:
         """Remove and return the first run, cut to `most` numbers. The set must not be empty."""
         first, end = self._runs[0]

@@ -57,3 +57,34 @@ class PlannerLimits:
     """Concurrency is judged only over windows of at least both (as hf-xet does)."""
     request_cost_bytes: int = 128 << 10
     """What a request weighs beside its bytes when throughput is judged, for small blobs."""
+
+    peer_fetching_connections: int = 2
+    """Requests at one peer that is fetching itself: one on its way, one waiting for what comes
+    next. More would only make every chunk take longer until it can be passed on."""
+    peer_complete_connections: int = 8
+    """Most requests at one peer that has everything."""
+    peers_share: float = 0.875
+    """Of `connections_max`, what requests to peers may take; the rest is for origins."""
+    seed_share: float = 2.0
+    """An origin is read by all that fetch: each opens this share of its limit, divided by them."""
+    seed_left_share: int = 4
+    """Chunks on their way from a seed are at most a quarter of those still to be read from it: a
+    chunk read alone arrives sooner than beside others, and everybody waits for the last ones."""
+    not_yet_pause_s: float = 0.2
+    """Pause before a peer is asked again that did not have a chunk yet and did not say how long."""
+    check_every_s: float = 1.0
+    """How often stragglers among peers are looked for while chunks wait."""
+    slow_peer_factor: float = 3.0
+    """A peer is slow when its share will take this many times longer than that of the others."""
+    slow_peer_min_s: float = 3.0
+    """And this much longer: less is not worth reading its share again."""
+    steal_factor: float = 2.0
+    """Origins are asked for what is others' share when they alone would be this many times faster
+    than the peers."""
+    rate_memory_s: float = 5.0
+    """Over which a peer's rate is averaged."""
+    quarantine_first_s: float = 2.0
+    quarantine_max_s: float = 60.0
+    """A failing peer is left alone so long, doubling."""
+    quarantine_lied_s: float = 600.0
+    """And one that gave wrong bytes."""

@@ -1,8 +1,10 @@
 """The planner's loop: an event comes in, actions go out, and nothing else happens.
 
-It owns every decision of a transfer: order (largest blobs first, small ones in batches beside
-them), which source, how long a request, how many at once, when to retry, when to hedge, when to
-give up. It must not know what a socket, a file or a clock is: time is an argument, jitter comes
+Every decision of a transfer is made here or in what this class is made of: `dispatch` (what next:
+largest blobs first, small ones in batches beside them; which source, how long a request, how many
+at once) and `swarm` (peers: who gives what, who is left alone), over the books that `board` keeps.
+What is left to this module is what becomes of an attempt: stored, failed, retried, hedged, given
+up. It must not know what a socket, a file or a clock is: time is an argument, jitter comes
 from the attempt's number, and so a run is repeated exactly by repeating its events. Production and
 the simulator run this same class.
 
@@ -13,17 +15,20 @@ Life of a chunk:
        |         v         | ChunksLost
        +--- delayed <------+
 
-A chunk is in exactly one of these states, except that a hedge lets it fly twice.
+A chunk is in exactly one of these states, except that a hedge lets it fly twice, and that one
+being audited is stored all the while.
 """
 
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, insort
 from collections import deque
 from typing import Final
 
 from modelcache.domain.manifests import BlobId
+from modelcache.domain.members import NodeId
+from modelcache.planner.board import Board
+from modelcache.planner.dispatch import Dispatch
 from modelcache.planner.events import (
     Action,
     AttemptEnded,
@@ -33,23 +38,34 @@ from modelcache.planner.events import (
     BlobAdded,
     BlobDropped,
     BlobsAdded,
-    Cancel,
+    ChunkAudited,
     ChunksLost,
     ChunkStored,
+    ChunkWanted,
+    Curtail,
+    Doubted,
     Event,
     Failure,
-    Fetch,
     Finish,
     Forget,
     GiveUp,
+    OriginCapped,
+    Paused,
+    PeerLeft,
+    PeerTold,
     Remedy,
     SourceId,
+    SwarmEvent,
     TimerDue,
     Wake,
+    peer_source,
 )
 from modelcache.planner.limits import PlannerLimits
-from modelcache.planner.state import Attempt, BlobState, SourceState
+from modelcache.planner.state import Attempt, BlobState, PeerState, SourceState
+from modelcache.planner.swarm import Swarm
 
+NOBODY: Final = NodeId("")
+NOT_HELD: Final = "not_held"  # code of the failure when a peer does not have a blob
 _CORRUPT: Final = Failure(Remedy.CORRUPT, "digest_mismatch")
 _HASH_PRIME: Final = 0x9E3779B97F4A7C15  # 2**64 / golden ratio (Knuth's multiplicative hashing)
 
@@ -57,20 +73,15 @@ _HASH_PRIME: Final = 0x9E3779B97F4A7C15  # 2**64 / golden ratio (Knuth's multipl
 class Planner:
     """See the module. One instance serves one process's transfers; not thread-safe."""
 
-    def __init__(self, limits: PlannerLimits) -> None:
+    def __init__(self, limits: PlannerLimits, me: NodeId = NOBODY) -> None:
+        """me: this node among its peers; without a name there are none."""
         self._limits = limits
-        self._blobs: dict[BlobId, BlobState] = {}
-        self._large: list[tuple[int, int, BlobId]] = []  # (-size, order, blob) with pending chunks
-        self._small: deque[BlobId] = deque()
-        self._sequences: dict[str, list[BlobId]] = {}  # their blobs, in order
+        self._board = Board(limits, me)
+        self._dispatch = Dispatch(self._board)
+        self._swarm = Swarm(self._board, self._dispatch)
+        self._blobs = self._board.blobs
+        self._attempts = self._board.attempts
         self._delayed: list[tuple[float, int, BlobId, int]] = []  # heap of (due, order, chunk)
-        self._attempts: dict[AttemptId, Attempt] = {}
-        self._sources: dict[SourceId, SourceState] = {}
-        self._next_attempt = 0
-        self._next_order = 0
-        self._small_in_flight = 0
-        self._planned_bytes = 0
-        self._hedged_bytes = 0
         self._wake_s: float | None = None
 
     @property
@@ -99,30 +110,74 @@ class Planner:
                 self._on_failed(event, now_s, actions)
             case TimerDue():
                 self._wake_s = None
+            case _:
+                self._on_swarm(event, now_s, actions)
         self._release_delayed(now_s)
-        self._dispatch(now_s, actions)
+        self._launch_all(now_s, actions)
         self._set_timer(now_s, actions)
         return actions
 
     # Events
 
+    def _on_swarm(self, event: SwarmEvent, now_s: float, actions: list[Action]) -> None:
+        match event:
+            case PeerTold():
+                self._swarm.told(event, now_s)
+            case PeerLeft(source):
+                self._swarm.left(source)
+            case ChunkWanted():
+                self._swarm.wanted(event)
+            case ChunkAudited():
+                self._on_audited(event, now_s, actions)
+            case Doubted(blob):
+                self._on_doubted(blob, actions)
+            case Paused(paused):
+                self._on_paused(actions, paused=paused)
+            case OriginCapped(connections, until_s):
+                self._board.origin_connections = connections
+                self._board.origins_rest_until_s = until_s
+
+    def _on_paused(self, actions: list[Action], *, paused: bool) -> None:
+        self._board.paused = paused
+        if not paused:
+            return
+        for attempt in self._attempts.values():
+            if len(attempt.remaining) > 1 and not attempt.curtailed and not attempt.cancelled:
+                attempt.curtailed = True
+                actions.append(Curtail(attempt.attempt))
+
+    def _on_audited(self, event: ChunkAudited, now_s: float, actions: list[Action]) -> None:
+        attempt = self._attempts.get(event.attempt)
+        if attempt is not None and attempt.remaining:
+            attempt.remaining.popleft()
+        done = self._swarm.audited(event, now_s, actions)
+        state = self._blobs.get(event.blob)
+        if done and state is not None and state.complete:
+            self._finish(state, actions)  # what was replaced may have been all that was wrong
+
+    def _on_doubted(self, blob: BlobId, actions: list[Action]) -> None:
+        state = self._blobs.get(blob)
+        if state is None or self._swarm.doubt(state):
+            return
+        actions.append(Forget(blob))
+        self._on_lost(ChunksLost(blob), actions)
+
     def _on_added(self, added: BlobAdded, actions: list[Action]) -> None:
         if added.blob in self._blobs:
             return
         for source in added.sources:
-            self._sources.setdefault(source, SourceState(self._limits))
-        self._next_order += 1
-        state = BlobState(added, order=self._next_order, limits=self._limits)
+            self._board.sources.setdefault(source, SourceState(self._limits))
+        state = BlobState(added, order=self._board.next_order(), limits=self._limits)
         self._blobs[added.blob] = state
         if added.sequence is not None:
-            self._sequences.setdefault(added.sequence.name, []).append(added.blob)
-        self._planned_bytes += added.grid.size_bytes
+            self._board.sequences.setdefault(added.sequence.name, []).append(added.blob)
+        self._board.planned_bytes += added.grid.size_bytes
         if state.complete:
             self._finish(state, actions)
         elif not added.sources:
             self._give_up(state, Failure(Remedy.REFUSED, "no_source"), actions)
         else:
-            self._enqueue(state)
+            self._board.enqueue(state)
 
     def _on_dropped(self, blob: BlobId, actions: list[Action]) -> None:
         state = self._blobs.pop(blob, None)
@@ -140,6 +195,8 @@ class Planner:
         if state.stored[event.chunk]:
             return
         state.store(event.chunk)
+        if attempt is not None and attempt.source in self._board.peers:
+            state.came_from[event.chunk] = attempt.source
         self._land(state, event.chunk, attempt, actions)
         if state.complete:
             self._finish(state, actions)
@@ -164,7 +221,7 @@ class Planner:
             if owed in twin.remaining:
                 twin.remaining.remove(owed)
             if not twin.remaining and twin is not attempt:
-                self._cancel(twin, actions)
+                self._board.cancel(twin, actions)
 
     def _on_lost(self, event: ChunksLost, actions: list[Action]) -> None:
         state = self._blobs.get(event.blob)
@@ -179,32 +236,65 @@ class Planner:
                 state.lose(chunk)
         else:
             state.lose_all()
-        self._enqueue(state)
+        self._board.enqueue(state)
 
     def _on_ended(self, event: AttemptEnded, now_s: float, actions: list[Action]) -> None:
-        attempt = self._close(event.attempt)
+        attempt = self._board.close(event.attempt)
         if attempt is None:
             return
-        self._sources[attempt.source].answered(event.first_byte_s)
-        # Ended without all it owed: treat what is missing like any failure, or it would be lost.
-        if attempt.remaining and not attempt.cancelled:
+        self._board.source(attempt.source).answered(event.first_byte_s)
+        if not attempt.remaining or attempt.cancelled:
+            return
+        if attempt.audit:
+            self._audit_again(attempt)
+        elif attempt.curtailed:
+            self._requeue_all(attempt)
+        else:
+            # Ended without all it owed: treat it like any failure, or what is missing is lost.
             self._retry(attempt, Failure(Remedy.RETRY, "incomplete"), now_s, actions)
 
     def _on_failed(self, event: AttemptFailed, now_s: float, actions: list[Action]) -> None:
-        attempt = self._close(event.attempt)
+        attempt = self._board.close(event.attempt)
         if attempt is None:
             return
-        source = self._sources[attempt.source]
+        source = self._board.source(attempt.source)
         remedy = Remedy.CANCELLED if attempt.cancelled else event.failure.remedy
-        match remedy:
-            case Remedy.CANCELLED:
-                for blob, chunk in attempt.remaining:
-                    self._requeue(blob, chunk)
-            case Remedy.REFUSED:
-                self._refuse(attempt, event, actions)
-            case Remedy.RETRY | Remedy.THROTTLED | Remedy.RENEW | Remedy.CORRUPT:
-                self._rest(source, event, now_s)
-                self._retry(attempt, event.failure, now_s, actions)
+        if attempt.audit:
+            self._rest(source, event, now_s)
+            self._audit_again(attempt)
+        elif remedy is Remedy.CANCELLED:
+            self._requeue_all(attempt)
+        elif attempt.source in self._board.peers:
+            self._on_peer_failed(attempt, event, now_s, actions)
+        elif remedy is Remedy.REFUSED:
+            self._refuse(attempt, event, actions)
+        else:
+            self._rest(source, event, now_s)
+            self._retry(attempt, event.failure, now_s, actions)
+
+    def _on_peer_failed(
+        self, attempt: Attempt, event: AttemptFailed, now_s: float, actions: list[Action]
+    ) -> None:
+        """Peers come and go: what one owed is asked of others, and no chunk is blamed for it."""
+        failure = event.failure
+        peer = self._board.peers[attempt.source]
+        match failure.remedy:
+            case Remedy.NOT_YET | Remedy.THROTTLED:
+                pause_s = failure.retry_after_s or self._limits.not_yet_pause_s
+                peer.blocked_until_s = max(peer.blocked_until_s, now_s + pause_s)
+            case Remedy.REFUSED if event.blob is not None and failure.code == NOT_HELD:
+                self._swarm.denied(attempt.source, event.blob)
+            case Remedy.RENEW:
+                self._swarm.failed(attempt.source, now_s, actions, bad=False)
+            case Remedy.REFUSED | Remedy.CORRUPT:
+                self._swarm.failed(attempt.source, now_s, actions, bad=True)
+            case _:
+                self._swarm.failed(attempt.source, now_s, actions, bad=False)
+        self._requeue_all(attempt)
+
+    def _audit_again(self, attempt: Attempt) -> None:
+        """An audit that was cut off; the origin has had its pause."""
+        self._board.audits.extend(attempt.remaining)
 
     # Consequences
 
@@ -226,10 +316,15 @@ class Planner:
         self, attempt: Attempt, size: int, chunk_bytes: int, now_s: float, *, requests: int = 1
     ) -> None:
         """Learn from `size` bytes that came by `requests` of an attempt."""
-        source = self._sources[attempt.source]
+        source = self._board.source(attempt.source)
         seconds = now_s - attempt.since_s
         source.succeeded(size, seconds, small=attempt.small, chunk_bytes=chunk_bytes)
-        saturated = bool(self._large or self._small)
+        source.arrived(size, now_s, self._limits.rate_memory_s)
+        if isinstance(source, PeerState):
+            source.late = source.quarantines = 0
+            saturated = attempt.source in self._board.shares
+        else:
+            saturated = bool(self._board.large or self._board.small)
         source.concurrency.done(size, chunk_bytes, now_s, saturated=saturated, requests=requests)
         attempt.since_s = now_s
         attempt.hedged = False
@@ -237,7 +332,7 @@ class Planner:
     def _finish(self, state: BlobState, actions: list[Action]) -> None:
         if not state.finished:
             state.finished = True
-            self._forget_queue(state)
+            self._board.forget_queues(state)
             actions.append(Finish(state.blob))
 
     def _give_up(self, state: BlobState, failure: Failure, actions: list[Action]) -> None:
@@ -246,33 +341,13 @@ class Planner:
             actions.append(GiveUp(state.blob, failure))
 
     def _abandon(self, state: BlobState, actions: list[Action]) -> None:
-        self._forget_queue(state)
+        self._board.forget_queues(state)
         flying = {attempt for attempts in state.flying.values() for attempt in attempts}
         for attempt_id in sorted(flying):
             attempt = self._attempts[attempt_id]
             attempt.remaining = deque(left for left in attempt.remaining if left[0] != state.blob)
             if not attempt.remaining:
-                self._cancel(attempt, actions)
-
-    def _cancel(self, attempt: Attempt, actions: list[Action]) -> None:
-        if not attempt.cancelled:
-            attempt.cancelled = True
-            actions.append(Cancel(attempt.attempt))
-
-    def _close(self, attempt_id: AttemptId) -> Attempt | None:
-        attempt = self._attempts.pop(attempt_id, None)
-        if attempt is None:
-            return None
-        self._sources[attempt.source].in_flight -= attempt.weight
-        self._small_in_flight -= attempt.weight if attempt.small else 0
-        for blob, chunk in attempt.remaining:
-            state = self._blobs.get(blob)
-            flying = state.flying.get(chunk) if state else None
-            if state and flying and attempt_id in flying:
-                flying.remove(attempt_id)
-                if not flying:
-                    del state.flying[chunk]
-        return attempt
+                self._board.cancel(attempt, actions)
 
     def _retry(
         self, attempt: Attempt, failure: Failure, now_s: float, actions: list[Action]
@@ -313,8 +388,7 @@ class Planner:
             return True
         if failure.remedy is Remedy.RETRY or count > 1:
             due_s = now_s + self._backoff_s(count, attempt.attempt)
-            self._next_order += 1
-            heapq.heappush(self._delayed, (due_s, self._next_order, state.blob, chunk))
+            heapq.heappush(self._delayed, (due_s, self._board.next_order(), state.blob, chunk))
             return True
         return False
 
@@ -330,7 +404,7 @@ class Planner:
         if state.stored_count:
             actions.append(Forget(state.blob))
         state.lose_all()
-        self._forget_queue(state)
+        self._board.forget_queues(state)
         return True
 
     def _refuse(self, attempt: Attempt, event: AttemptFailed, actions: list[Action]) -> None:
@@ -347,32 +421,24 @@ class Planner:
                 continue
             self._requeue(blob, chunk)
 
+    def _requeue_all(self, attempt: Attempt) -> None:
+        """Put back all that an attempt still owed, nobody's fault."""
+        for blob, chunk in attempt.remaining:
+            self._requeue(blob, chunk)
+
     def _requeue(self, blob: BlobId, chunk: int) -> None:
         state = self._blobs.get(blob)
         if state is None or state.stored[chunk] or chunk in state.flying:
             return
         state.pending.add(chunk, chunk + 1)
-        self._enqueue(state)
-
-    def _enqueue(self, state: BlobState) -> None:
-        if state.small:
-            self._small.append(state.blob)
-            return
-        if not state.queued:
-            state.queued = True
-            insort(self._large, state.rank)
-
-    def _forget_queue(self, state: BlobState) -> None:
-        if state.queued:
-            state.queued = False
-            del self._large[bisect_left(self._large, state.rank)]
+        self._board.enqueue(state)
 
     def _release_delayed(self, now_s: float) -> None:
         while self._delayed and self._delayed[0][0] <= now_s:
             _, _, blob, chunk = heapq.heappop(self._delayed)
             state = self._blobs.get(blob)
             if state is not None and not state.ranges:
-                self._enqueue(state)
+                self._board.enqueue(state)
             else:
                 self._requeue(blob, chunk)
 
@@ -382,191 +448,76 @@ class Planner:
         jitter = ((attempt + 1) * _HASH_PRIME % (1 << 64)) / (1 << 64)
         return full * (0.5 + jitter / 2)
 
-    # Dispatch
+    # What is next
 
-    def _dispatch(self, now_s: float, actions: list[Action]) -> None:
-        while self._in_flight() < self._limits.connections_max:
-            if not any(source.usable(now_s) for source in self._sources.values()):
+    def _launch_all(self, now_s: float, actions: list[Action]) -> None:
+        while True:
+            while (fetch := self._dispatch.next(now_s)) is not None:
+                actions.append(fetch)
+            if self._board.paused:
                 return
-            fetch = self._next_small(now_s, share=True) or self._next_large(now_s)
-            fetch = fetch or self._next_small(now_s, share=False)
-            if fetch is None:
-                if not self._small and not self._large:
-                    self._hedge(now_s, actions)
+            if not self._board.waiting:
+                self._hedge(now_s, actions)
                 return
-            actions.append(fetch)
-
-    def _in_flight(self) -> int:
-        """Connections that attempts count for."""
-        return sum(source.in_flight for source in self._sources.values())
-
-    def _next_small(self, now_s: float, *, share: bool) -> Fetch | None:
-        """A batch of small blobs; with `share`, while they have under a quarter of the room."""
-        lanes = self._lanes(now_s, share=share) if self._small else 0
-        if lanes <= 0:
-            return None
-        most = self._fair_batch(lanes)
-        left = self._limits.batch_bytes_max
-        chosen: list[tuple[BlobId, int]] = []
-        source: SourceId | None = None
-        passed: list[BlobId] = []
-        while self._small and len(chosen) < most and left > 0:
-            blob = self._small.popleft()
-            state = self._blobs.get(blob)
-            if state is None or not len(state.pending):
-                continue
-            candidate = self._choose_source(state, now_s)
-            if candidate is None or (source is not None and candidate != source):
-                passed.append(blob)
-                if len(passed) > self._limits.batch_blobs_max:
-                    break
-                continue
-            source = candidate
-            state.pending.take(1)
-            left -= state.grid.size_bytes
-            chosen.append((blob, 0))
-        self._small.extendleft(reversed(passed))
-        if source is None:
-            return None
-        lanes = min(lanes, len(chosen), self._sources[source].free(now_s))
-        return self._launch(source, chosen, now_s, lanes=lanes)
-
-    def _lanes(self, now_s: float, *, share: bool) -> int:
-        """Connections that the next batch may keep busy; none rather than a thread for one or two.
-
-        An uneven limit would else leave a batch of one connection beside the others for ever.
-        """
-        limit = sum(source.concurrency.limit for source in self._sources.values())
-        free = max(source.free(now_s) for source in self._sources.values())
-        room = limit
-        if share and self._large:
-            room = max(1, limit // 4)
-            free = min(free, room - self._small_in_flight)
-        wanted = min(self._limits.batch_weight, room)
-        in_flight = self._in_flight()
-        lanes = min(wanted, free, self._limits.connections_max - in_flight)
-        return lanes if 4 * lanes >= wanted or not in_flight else 0
-
-    def _fair_batch(self, lanes: int) -> int:
-        """Blobs for one batch: few enough that all connections get some of what is left."""
-        limit = max(source.concurrency.limit for source in self._sources.values())
-        fair = min(self._limits.batch_blobs_max, len(self._small) // (2 * limit))
-        return max(1, fair * lanes // self._limits.batch_weight)
-
-    def _next_large(self, now_s: float) -> Fetch | None:
-        for _, _, blob in self._large:
-            state = self._blobs[blob]
-            source = self._choose_source(state, now_s)
-            if source is None or self._window_full(state):
-                continue
-            most = self._run_chunks(state, self._sources[source])
-            first, end = state.pending.take(most)
-            if not len(state.pending):
-                self._forget_queue(state)
-            chunks = [(blob, chunk) for chunk in range(first, end)]
-            return self._launch(source, chunks, now_s)
-        return None
-
-    def _window_full(self, state: BlobState) -> bool:
-        """Chunks read in order are kept near the front, and spread over blobs instead."""
-        if not state.in_order:
-            return False
-        flying = self._flying(state)
-        if flying < 2:  # noqa: PLR2004 - one ahead of the front
-            return False
-        waiting = (self._blobs[blob] for _, _, blob in self._large)
-        peers = len({other.sequence for other in waiting if other.in_order})
-        limit = max(self._sources[source].concurrency.limit for source in state.sources)
-        return flying >= -(-limit // max(1, peers))
-
-    def _flying(self, state: BlobState) -> int:
-        """Chunks on their way of a blob, or of all of its sequence."""
-        members = self._sequences.get(state.sequence)
-        if members is None:
-            return len(state.flying)
-        return sum(len(self._blobs[blob].flying) for blob in members if blob in self._blobs)
-
-    def _run_chunks(self, state: BlobState, source: SourceState) -> int:
-        if not state.ranges:
-            return state.grid.count
-        chunk_s = state.grid.chunk_bytes / source.rate if source.rate else 0.0
-        if state.in_order or len(state.pending) == 1 or chunk_s <= 0:
-            return 1
-        wanted = source.first_byte_s / (self._limits.run_overhead_share * chunk_s)
-        if wanted <= 1:
-            return 1
-        left = sum(len(self._blobs[blob].pending) for _, _, blob in self._large)
-        fair = left // (2 * source.concurrency.limit)
-        return max(1, min(round(wanted), self._limits.run_chunks_max, fair))
-
-    def _choose_source(
-        self, state: BlobState, now_s: float, avoid: SourceId | None = None
-    ) -> SourceId | None:
-        usable = [
-            (source == avoid, self._sources[source].failures_in_row, order, source)
-            for order, source in enumerate(state.sources)
-            if source not in state.refused and self._sources[source].usable(now_s)
-        ]
-        return min(usable)[-1] if usable else None
-
-    def _launch(
-        self,
-        source: SourceId,
-        chunks: list[tuple[BlobId, int]],
-        now_s: float,
-        *,
-        lanes: int = 0,
-        hedge: bool = False,
-    ) -> Fetch:
-        """lanes: of a batch of small blobs; 0 for a run of chunks."""
-        attempt_id = AttemptId(self._next_attempt)
-        self._next_attempt += 1
-        small = lanes > 0
-        attempt = Attempt(attempt_id, source, deque(chunks), now_s, small=small, hedge=hedge)
-        attempt.weight = max(1, lanes)
-        self._attempts[attempt_id] = attempt
-        self._sources[source].in_flight += attempt.weight
-        self._small_in_flight += lanes
-        renew = False
-        for blob, chunk in chunks:
-            state = self._blobs[blob]
-            state.flying.setdefault(chunk, []).append(attempt_id)
-            renew = renew or chunk in state.failures
-        return Fetch(attempt_id, source, attempt.runs(), attempt.weight, hedge=hedge, renew=renew)
-
-    # Hedges and timers
+            if not self._swarm.due(now_s):
+                return
+            self._hedge(now_s, actions)
+            if not self._swarm.check(now_s, actions):
+                return
 
     def _hedge(self, now_s: float, actions: list[Action]) -> None:
-        """Nothing waits: send a second request for what is late, within the hedging budget."""
+        """Send a second request for what is late, within the hedging budget."""
+        board = self._board
         for attempt in list(self._attempts.values()):
             if self._hedge_due_s(attempt) > now_s:
                 continue
             blob, chunk = attempt.remaining[0]
             state = self._blobs[blob]
             size = state.grid.span(chunk).size_bytes
-            budget = max(state.grid.chunk_bytes, self._limits.hedge_share * self._planned_bytes)
-            source = self._choose_source(state, now_s, avoid=attempt.source)
-            if source is None or self._hedged_bytes + size > budget:
+            budget = max(state.grid.chunk_bytes, self._limits.hedge_share * board.planned_bytes)
+            source = self._second_source(state, chunk, attempt, now_s)
+            if source is None or board.hedged_bytes + size > budget:
                 continue
             attempt.hedged = True
-            self._hedged_bytes += size
+            board.hedged_bytes += size
+            serve = self._dispatch.serves(state, source)
+            lanes = int(state.small)
             actions.append(
-                self._launch(source, [(blob, chunk)], now_s, lanes=int(state.small), hedge=True)
+                board.launch(source, [(blob, chunk)], now_s, lanes=lanes, hedge=True, serve=serve)
             )
+            if attempt.source in board.peers:
+                self._swarm.late(attempt.source, now_s, actions)
+
+    def _second_source(
+        self, state: BlobState, chunk: int, attempt: Attempt, now_s: float
+    ) -> SourceId | None:
+        """Who else can give a chunk: a peer that has it, or an origin."""
+        if state.shares is not None:
+            for node in state.shares.has(chunk):
+                source = peer_source(node)
+                if source != attempt.source and self._dispatch.free(source, now_s) > 0:
+                    return source
+        return self._dispatch.origin_of(state, now_s, avoid=attempt.source)
 
     def _hedge_due_s(self, attempt: Attempt) -> float:
-        if attempt.hedge or attempt.hedged or attempt.cancelled or not attempt.remaining:
+        if attempt.hedge or attempt.hedged or attempt.cancelled or attempt.audit:
+            return float("inf")
+        if not attempt.remaining:
             return float("inf")
         blob, _ = attempt.remaining[0]
         if blob not in self._blobs or not self._blobs[blob].ranges:
             return float("inf")
-        source = self._sources[attempt.source]
+        source = self._board.source(attempt.source)
         return attempt.since_s + source.slow_s(self._limits, small=attempt.small)
 
     def _set_timer(self, now_s: float, actions: list[Action]) -> None:
+        board = self._board
         moments = [self._delayed[0][0]] if self._delayed else []
-        if self._small or self._large:
-            moments += [s.blocked_until_s for s in self._sources.values()]
+        if board.waiting or board.audits:
+            moments += [source.blocked_until_s for source in board.sources.values()]
+            moments.append(board.origins_rest_until_s)
+            moments += [board.peers[source].blocked_until_s for source in board.shares]
+            moments.append(self._swarm.check_s if board.shares else 0.0)
         else:
             moments += [self._hedge_due_s(attempt) for attempt in self._attempts.values()]
         due_s = min((moment for moment in moments if moment > now_s), default=float("inf"))

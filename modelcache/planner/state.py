@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import exp
 from typing import Final
 
 from modelcache.domain.manifests import BlobId
@@ -12,8 +13,11 @@ from modelcache.planner.concurrency import Concurrency
 from modelcache.planner.events import AttemptId, BlobAdded, Run, SourceId
 from modelcache.planner.intervals import Intervals
 from modelcache.planner.limits import PlannerLimits
+from modelcache.planner.lots import Lots
+from modelcache.planner.shares import Shares
 
 SAMPLES: Final = 64  # durations remembered: enough for a 95th percentile
+_KEPT: Final = 0.98  # of the best rate, at every chunk
 _FRESHNESS: Final = 0.2  # weight of the newest sample in a running average
 
 
@@ -21,11 +25,15 @@ class BlobState:
     """One wanted blob: what is stored, what waits, what is on its way."""
 
     __slots__ = (
+        "audits",
         "blob",
+        "came_from",
+        "doubted",
         "failures",
         "finished",
         "flying",
         "grid",
+        "holders",
         "in_order",
         "order",
         "pending",
@@ -35,6 +43,7 @@ class BlobState:
         "refused",
         "rounds",
         "sequence",
+        "shares",
         "small",
         "sources",
         "stored",
@@ -57,13 +66,18 @@ class BlobState:
         for chunk in done:
             self.stored[chunk] = 1
         self.stored_count = len(done)
-        self.pending = Intervals.missing(added.grid.count, done)
+        self.pending = Lots(Intervals.missing(added.grid.count, done))
         self.flying: dict[int, list[AttemptId]] = {}
         self.failures: dict[int, int] = {}
         self.refused: set[SourceId] = set()
         self.rounds = 0
         self.finished = False
-        self.queued = False  # it stands among the large blobs with pending chunks
+        self.queued: dict[SourceId, None] = {}  # lots that stand in a queue
+        self.shares: Shares | None = None  # who gives what; None while there is nobody but origins
+        self.holders: dict[SourceId, None] = {}  # of a small blob: peers that have it
+        self.came_from: dict[int, SourceId] = {}  # chunks that peers gave, and nobody has audited
+        self.doubted = 0  # rounds of audits so far
+        self.audits: set[int] = set()  # chunks being audited
 
     @property
     def rank(self) -> tuple[int, int, BlobId]:
@@ -80,6 +94,7 @@ class BlobState:
         self.stored[chunk] = 1
         self.stored_count += 1
         self.pending.discard(chunk)
+        self.came_from.pop(chunk, None)
         self.failures.pop(chunk, None)
 
     def lose(self, chunk: int) -> None:
@@ -87,12 +102,14 @@ class BlobState:
         if self.stored[chunk]:
             self.stored[chunk] = 0
             self.stored_count -= 1
+        self.came_from.pop(chunk, None)
         self.pending.add(chunk, chunk + 1)
 
     def lose_all(self) -> None:
         """Start over."""
         self.stored = bytearray(self.grid.count)
         self.stored_count = 0
+        self.came_from.clear()
         self.pending.add(0, self.grid.count)
 
 
@@ -100,6 +117,8 @@ class SourceState:
     """How one source behaves."""
 
     __slots__ = (
+        "_rated_at_s",
+        "best_rate",
         "blocked_until_s",
         "concurrency",
         "durations",
@@ -107,10 +126,14 @@ class SourceState:
         "first_byte_s",
         "in_flight",
         "rate",
+        "total_rate",
     )
 
     def __init__(self, limits: PlannerLimits) -> None:
         self.concurrency = Concurrency(limits)
+        self.total_rate = 0.0  # bytes per second of all connections, at `_rated_at_s`
+        self.best_rate = 0.0  # the most of that, forgotten slowly
+        self._rated_at_s = 0.0
         self.in_flight = 0
         self.blocked_until_s = 0.0
         self.failures_in_row = 0
@@ -144,6 +167,16 @@ class SourceState:
         resting = now_s < self.blocked_until_s
         return 0 if resting else max(0, self.concurrency.limit - self.in_flight)
 
+    def arrived(self, size_bytes: int, now_s: float, memory_s: float) -> None:
+        """Bytes came, whatever connection: for the rate of all of them together."""
+        self.total_rate = self.rate_at(now_s, memory_s) + size_bytes / memory_s
+        self._rated_at_s = now_s
+        self.best_rate = max(self.total_rate, self.best_rate * _KEPT)
+
+    def rate_at(self, now_s: float, memory_s: float) -> float:
+        """Bytes a second over the last `memory_s` or so."""
+        return self.total_rate * exp((self._rated_at_s - now_s) / memory_s)
+
     def slow_s(self, limits: PlannerLimits, *, small: bool) -> float:
         """After how many seconds a chunk on its way is a straggler."""
         samples = self.durations[small]
@@ -151,6 +184,25 @@ class SourceState:
             return limits.hedge_unknown_s
         late = sorted(samples)[(len(samples) * 95) // 100]
         return max(limits.hedge_min_s, limits.hedge_factor * late)
+
+
+class PeerState(SourceState):
+    """How one peer behaves."""
+
+    __slots__ = ("late", "quarantined_until_s", "quarantines", "turn")
+
+    def __init__(self, limits: PlannerLimits) -> None:
+        super().__init__(
+            replace(
+                limits,
+                connections_start=limits.peer_fetching_connections,
+                connections_max=limits.peer_complete_connections,
+            )
+        )
+        self.quarantined_until_s = 0.0
+        self.quarantines = 0  # in a row
+        self.turn = 0  # when it was asked last, in the order of all askings
+        self.late = 0  # attempts in a row that were hedged before anything came
 
 
 @dataclass(slots=True)
@@ -165,6 +217,8 @@ class Attempt:
     hedge: bool
     hedged: bool = False
     cancelled: bool = False
+    curtailed: bool = False
+    audit: bool = False
     weight: int = 1  # connections it counts for
 
     def runs(self) -> tuple[Run, ...]:

@@ -1,0 +1,295 @@
+"""What is asked for next: small blobs beside large ones, origins and peers beside each other.
+
+It chooses among what waits, and launches; what becomes of an attempt is the planner's.
+"""
+
+from __future__ import annotations
+
+from modelcache.domain.manifests import BlobId
+from modelcache.planner.board import Board
+from modelcache.planner.events import Fetch, SourceId
+from modelcache.planner.lots import ORIGIN
+from modelcache.planner.state import BlobState, SourceState
+
+
+class Dispatch:
+    """See the module."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._limits = board.limits
+
+    def next(self, now_s: float) -> Fetch | None:
+        """The next attempt, or None: nothing waits, or nobody may be asked now.
+
+        What others wait for goes first, also while everything else pauses.
+        """
+        board = self._board
+        if board.in_flight >= self._limits.connections_max:
+            return None
+        fetch = self._next_urgent(now_s)
+        if fetch is not None or board.paused:
+            return fetch
+        return (
+            self._next_audit(now_s)
+            or self._next_small(now_s, share=True)
+            or self._next_large(now_s)
+            or self._next_share(now_s)
+            or self._next_small(now_s, share=False)
+        )
+
+    # Who may be asked
+
+    def free(self, source: SourceId, now_s: float) -> int:
+        """Connections that may be added to a source."""
+        board = self._board
+        peer = board.peers.get(source)
+        if peer is not None:
+            most = int(self._limits.peers_share * self._limits.connections_max)
+            return min(peer.free(now_s), most - board.peers_in_flight)
+        if now_s < board.origins_rest_until_s:
+            return 0
+        free = board.sources[source].free(now_s)
+        if board.origin_connections is not None:
+            free = min(free, board.origin_connections - board.origins_in_flight)
+        return max(0, free)
+
+    def origin_of(
+        self, state: BlobState, now_s: float, avoid: SourceId | None = None
+    ) -> SourceId | None:
+        """The origin that should give a chunk of this blob now."""
+        usable = [
+            (source == avoid, self._board.sources[source].failures_in_row, order, source)
+            for order, source in enumerate(state.sources)
+            if source not in state.refused and self.free(source, now_s) > 0
+        ]
+        return min(usable)[-1] if usable else None
+
+    def seed_of(self, state: BlobState, chunk: int, now_s: float) -> SourceId | None:
+        """Who should give a chunk that nobody owes us: a node that has the blob, or the origin."""
+        lot = state.shares.seed(chunk) if state.shares is not None else ORIGIN
+        if lot == ORIGIN:
+            return self.origin_of(state, now_s)
+        return lot if self.free(lot, now_s) > 0 else None
+
+    def serves(self, state: BlobState, source: SourceId) -> bool:
+        """Whether what this source gives may be passed on before the blob is verified."""
+        if source not in self._board.peers:
+            return True
+        return state.shares is not None and state.shares.vouches(source)
+
+    # What peers wait for, and audits
+
+    def _next_urgent(self, now_s: float) -> Fetch | None:
+        board = self._board
+        for _ in range(len(board.urgent)):
+            blob, chunk = board.urgent.popleft()
+            state = board.blobs.get(blob)
+            if state is None or not state.pending.waits(chunk):
+                continue
+            source = self.seed_of(state, chunk, now_s)
+            if source is None:
+                board.urgent.appendleft((blob, chunk))
+                return None
+            state.pending.discard(chunk)
+            board.settle_all(state)
+            serve = self.serves(state, source)
+            return board.launch(source, [(blob, chunk)], now_s, serve=serve)
+        return None
+
+    def _next_audit(self, now_s: float) -> Fetch | None:
+        board = self._board
+        while board.audits:
+            blob, chunk = board.audits[0]
+            state = board.blobs.get(blob)
+            if state is not None and chunk in state.audits:
+                source = self.origin_of(state, now_s)
+                if source is None:
+                    return None
+                board.audits.popleft()
+                return board.launch(source, [(blob, chunk)], now_s, audit=True)
+            board.audits.popleft()
+        return None
+
+    # Small blobs
+
+    def _next_small(self, now_s: float, *, share: bool) -> Fetch | None:
+        """A batch of small blobs; with `share`, while they have under a quarter of the room."""
+        board = self._board
+        lanes = self._lanes(now_s, share=share) if board.small else 0
+        if lanes <= 0:
+            return None
+        most = self._fair_batch(lanes)
+        left = self._limits.batch_bytes_max
+        chosen: list[tuple[BlobId, int]] = []
+        source: SourceId | None = None
+        passed: list[BlobId] = []
+        while board.small and len(chosen) < most and left > 0:
+            blob = board.small.popleft()
+            state = board.blobs.get(blob)
+            if state is None or not len(state.pending):
+                continue
+            candidate = self._small_source(state, now_s)
+            if candidate is None or (source is not None and candidate != source):
+                passed.append(blob)
+                if len(passed) > self._limits.batch_blobs_max:
+                    break
+                continue
+            source = candidate
+            state.pending.take(ORIGIN, 1)
+            left -= state.grid.size_bytes
+            chosen.append((blob, 0))
+        board.small.extendleft(reversed(passed))
+        if source is None:
+            return None
+        lanes = max(1, min(lanes, len(chosen), self.free(source, now_s)))
+        return board.launch(source, chosen, now_s, lanes=lanes)
+
+    def _small_source(self, state: BlobState, now_s: float) -> SourceId | None:
+        """A node that has the blob, even if it must be waited for; else the origin."""
+        holders = [
+            (self._board.peers[source].in_flight, source)
+            for source in state.holders
+            if self._board.peers[source].quarantined_until_s <= now_s
+        ]
+        if holders:
+            _, source = min(holders)
+            return source if self.free(source, now_s) > 0 else None
+        return self.origin_of(state, now_s)
+
+    def _lanes(self, now_s: float, *, share: bool) -> int:
+        """Connections that the next batch may keep busy; none rather than a thread for one or two.
+
+        An uneven limit would else leave a batch of one connection beside the others for ever.
+        """
+        board = self._board
+        sources = self._small_sources()
+        limit = sum(source.concurrency.limit for source in sources.values())
+        free = max((self.free(source, now_s) for source in sources), default=0)
+        room = limit
+        if share and board.large:
+            room = max(1, limit // 4)
+            free = min(free, room - board.small_in_flight)
+        wanted = min(self._limits.batch_weight, room)
+        in_flight = board.in_flight
+        lanes = min(wanted, free, self._limits.connections_max - in_flight)
+        return lanes if 4 * lanes >= wanted or not in_flight else 0
+
+    def _fair_batch(self, lanes: int) -> int:
+        """Blobs for one batch: few enough that all connections get some of what is left."""
+        limit = max(source.concurrency.limit for source in self._small_sources().values())
+        fair = min(self._limits.batch_blobs_max, len(self._board.small) // (2 * limit))
+        return max(1, fair * lanes // self._limits.batch_weight)
+
+    def _small_sources(self) -> dict[SourceId, SourceState]:
+        """Origins, and peers that have small blobs; the next blob's speaks for all."""
+        board = self._board
+        first = board.blobs.get(board.small[0]) if board.small else None
+        found = dict(board.sources)
+        if first is not None:
+            found |= {source: board.peers[source] for source in first.holders}
+        return found
+
+    # Large blobs: from origins
+
+    def _next_large(self, now_s: float) -> Fetch | None:
+        board = self._board
+        for _, _, blob in board.large:
+            state = board.blobs[blob]
+            source = self.origin_of(state, now_s)
+            if source is None or self._window_full(state) or self._seed_full(state, source):
+                continue
+            most = self._run_chunks(state, board.sources[source])
+            first, end = state.pending.take(ORIGIN, most)
+            board.settle(state, ORIGIN)
+            return board.launch(source, [(blob, chunk) for chunk in range(first, end)], now_s)
+        return None
+
+    def _seed_full(self, state: BlobState, source: SourceId) -> bool:
+        """Whether enough is on its way from the origin that a whole swarm shares.
+
+        See `PlannerLimits.seed_share` and `seed_left_share`.
+        """
+        if state.shares is None or state.shares.fetchers < 2:  # noqa: PLR2004 - alone
+            return False
+        board = self._board
+        limit = board.sources[source].concurrency.limit
+        share = -(-int(self._limits.seed_share * limit) // state.shares.fetchers)
+        left = sum(board.blobs[blob].pending.count(ORIGIN) for _, _, blob in board.large)
+        most = min(share, left // self._limits.seed_left_share)
+        return board.origins_in_flight >= max(1, most)
+
+    def _window_full(self, state: BlobState) -> bool:
+        """Chunks read in order are kept near the front, and spread over blobs instead.
+
+        Not in a swarm: there they come in the order in which others have them.
+        """
+        if not state.in_order or state.shares is not None:
+            return False
+        flying = self._flying(state)
+        if flying < 2:  # noqa: PLR2004 - one ahead of the front
+            return False
+        board = self._board
+        waiting = (board.blobs[blob] for _, _, blob in board.large)
+        peers = len({other.sequence for other in waiting if other.in_order})
+        limit = max(board.sources[source].concurrency.limit for source in state.sources)
+        return flying >= -(-limit // max(1, peers))
+
+    def _flying(self, state: BlobState) -> int:
+        """Chunks on their way of a blob, or of all of its sequence."""
+        board = self._board
+        members = board.sequences.get(state.sequence)
+        if members is None:
+            return len(state.flying)
+        return sum(len(board.blobs[blob].flying) for blob in members if blob in board.blobs)
+
+    def _run_chunks(self, state: BlobState, source: SourceState) -> int:
+        if not state.ranges:
+            return state.grid.count
+        chunk_s = state.grid.chunk_bytes / source.rate if source.rate else 0.0
+        if state.in_order or state.shares is not None or len(state.pending) == 1 or chunk_s <= 0:
+            return 1
+        wanted = source.first_byte_s / (self._limits.run_overhead_share * chunk_s)
+        if wanted <= 1:
+            return 1
+        board = self._board
+        left = sum(len(board.blobs[blob].pending) for _, _, blob in board.large)
+        fair = left // (2 * source.concurrency.limit)
+        return max(1, min(round(wanted), self._limits.run_chunks_max, fair))
+
+    # Large blobs: from peers
+
+    def _next_share(self, now_s: float) -> Fetch | None:
+        """From the peer that is asked for least at the moment; of equals, the longest unasked."""
+        board = self._board
+        best: tuple[int, int] | None = None
+        chosen: SourceId | None = None
+        for source in board.shares:
+            peer = board.peers[source]
+            key = (peer.in_flight, peer.turn)
+            if best is not None and key >= best:
+                continue
+            if self.free(source, now_s) > 0 and not self._share_full(source):
+                best, chosen = key, source
+        if chosen is None:
+            return None
+        board.peers[chosen].turn = board.next_order()
+        _, _, blob = board.shares[chosen][0]
+        state = board.blobs[blob]
+        first, _ = state.pending.take(chosen, 1)
+        board.settle(state, chosen)
+        serve = self.serves(state, chosen)
+        return board.launch(chosen, [(blob, first)], now_s, serve=serve)
+
+    def _share_full(self, source: SourceId) -> bool:
+        """Whether enough is on its way from one peer."""
+        board = self._board
+        in_flight = board.peers[source].in_flight
+        state = board.blobs[board.shares[source][0][2]]
+        if not self.serves(state, source):
+            return in_flight >= self._limits.peer_fetching_connections
+        if state.shares is None or state.shares.direct:
+            return False
+        # The seed of a swarm: as with an origin, the last chunks one by one.
+        left = sum(board.blobs[blob].pending.count(source) for _, _, blob in board.shares[source])
+        return in_flight >= max(1, left // self._limits.seed_left_share)

@@ -1,0 +1,163 @@
+"""Who should give which chunk of one blob: the ring, seen from one of its nodes.
+
+Nodes that fetch a blob share the work of reading it from a *seed*: a node that has the blob
+complete if there is one, else the origin. Rendezvous hashing gives each chunk an owner among them;
+the owner reads it from the seed, all others from the owner. Where as many nodes have the blob as
+want it, those are asked at once: a ring would only add a step.
+
+Exceptions are kept by chunk: a node other than the owner that has a chunk (it began before the
+owner came) is asked instead of making the owner read it once more, and a chunk that somebody
+expects from this node is this node's, whatever the ring says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from modelcache.domain.holdings import Holding, HoldingState
+from modelcache.domain.manifests import BlobId
+from modelcache.domain.members import NodeId
+from modelcache.domain.ranges import ChunkGrid
+from modelcache.domain.ring import Ring
+from modelcache.planner.events import SourceId, peer_of, peer_source
+from modelcache.planner.lots import ORIGIN
+
+
+class Shares:
+    """See the module. Chunks returned by its methods are those to be assigned anew."""
+
+    __slots__ = (
+        "_elsewhere",
+        "_holdings",
+        "_me",
+        "_mine",
+        "_names",
+        "_ring",
+        "_seeds",
+        "complete",
+        "grid",
+    )
+
+    def __init__(self, blob: BlobId, grid: ChunkGrid, me: NodeId) -> None:
+        self.grid = grid
+        self.complete: tuple[NodeId, ...] = ()  # nodes that have all of the blob, sorted
+        self._me = me
+        self._ring = Ring(blob, grid.count)
+        self._ring.add(me)
+        self._seeds = Ring(blob, grid.count)  # of the complete ones
+        self._holdings: dict[NodeId, Holding] = {}
+        self._elsewhere: dict[int, NodeId] = {}  # chunks that another than the owner has
+        self._mine: set[int] = set()  # chunks that somebody expects from here
+        self._names: dict[str, SourceId] = {}
+
+    @property
+    def fetchers(self) -> int:
+        """Nodes that fetch the blob, this one included."""
+        return len(self._ring.nodes)
+
+    @property
+    def peers(self) -> tuple[NodeId, ...]:
+        """Nodes that have or fetch the blob, sorted."""
+        return tuple(sorted(self._holdings))
+
+    def source(self, chunk: int) -> SourceId:
+        """Which lot a chunk belongs to."""
+        if self.direct:
+            return self._name(self._seeds.owner(chunk))
+        if chunk not in self._mine:
+            other = self._elsewhere.get(chunk)
+            if other is not None:
+                return self._name(other)
+            owner = self._ring.owner(chunk)
+            if owner != self._me:
+                return self._name(owner)
+        return self.seed(chunk)
+
+    def seed(self, chunk: int) -> SourceId:
+        """Who gives a chunk that no other node owes us."""
+        return self._name(self._seeds.owner(chunk)) if self.complete else ORIGIN
+
+    @property
+    def direct(self) -> bool:
+        """Whether nodes that have the blob are asked without a ring."""
+        return len(self.complete) >= len(self._ring.nodes)
+
+    def vouches(self, source: SourceId) -> bool:
+        """Whether a peer has verified the whole blob."""
+        node = peer_of(source)
+        return node is not None and node in self.complete
+
+    def told(self, node: NodeId, holding: Holding) -> Iterable[int]:
+        """A node has said what it has of the blob."""
+        before = self._holdings.get(node)
+        complete = holding.state is HoldingState.COMPLETE
+        # Chunks of another grid can be had from a node that has all of them, and only from it.
+        if not complete and (holding.state is HoldingState.NONE or holding.grid != self.grid):
+            return self.left(node)
+        self._holdings[node] = holding
+        if complete:
+            if node in self.complete:
+                return ()
+            self.complete = tuple(sorted((*self.complete, node)))
+            self._seeds.add(node)
+            self._ring.remove(node)
+            return range(self.grid.count)
+        if node in self.complete:  # it has lost the blob meanwhile
+            self._not_complete(node)
+            self._ring.add(node)
+            return range(self.grid.count)
+        moved = self._ring.add(node)
+        if before is None or before.chunks != holding.chunks:
+            moved += self._note(node, holding)
+        return moved if not self._tips() else range(self.grid.count)
+
+    def left(self, node: NodeId) -> Iterable[int]:
+        """A node is not to be asked any more."""
+        if self._holdings.pop(node, None) is None:
+            return ()
+        if node in self.complete:
+            self._not_complete(node)
+            return range(self.grid.count)
+        lost = [chunk for chunk, other in self._elsewhere.items() if other == node]
+        for chunk in lost:
+            del self._elsewhere[chunk]
+        moved = self._ring.remove(node) + lost
+        return moved if not self._tips() else range(self.grid.count)
+
+    def expected(self, chunk: int) -> bool:
+        """Somebody expects a chunk from here; False if that is nothing new."""
+        if chunk in self._mine:
+            return False
+        self._mine.add(chunk)
+        return True
+
+    def has(self, chunk: int) -> list[NodeId]:
+        """The nodes that can give a chunk at once, sorted."""
+        return [node for node in sorted(self._holdings) if self._holdings[node].has(chunk)]
+
+    def _note(self, node: NodeId, holding: Holding) -> list[int]:
+        """Which chunks the node has that are another's."""
+        found = []
+        for chunk in holding.listed():
+            owner = self._ring.owner(chunk)
+            if owner == node or chunk in self._elsewhere:
+                continue
+            theirs = self._holdings.get(NodeId(owner))
+            if theirs is None or not theirs.has(chunk):
+                self._elsewhere[chunk] = node
+                found.append(chunk)
+        return found
+
+    def _not_complete(self, node: NodeId) -> None:
+        self.complete = tuple(each for each in self.complete if each != node)
+        self._seeds.remove(node)
+
+    def _tips(self) -> bool:
+        """Whether one fetcher more or less may decide if nodes with all of it are asked at once."""
+        return bool(self.complete)
+
+    def _name(self, node: str) -> SourceId:
+        name = self._names.get(node)
+        if name is None:
+            name = self._names[node] = peer_source(NodeId(node))
+        return name
