@@ -169,7 +169,9 @@ class Fetching:
         mode = self.write_mode(job.file.size_bytes)
         self.report.io = mode.value
         writer = self.store.writer(job.file.blob, job.file.size_bytes, mode=mode)
-        target = job.target(fresh=False) if self.place.scheme is Scheme.FILE else None
+        if self.place.scheme is not Scheme.FILE:
+            return writer
+        target = job.target(job.source_id, fresh=False)
         if isinstance(target, LocalTarget) and target.share:
             writer.share(Path(target.path), link=target.link)
         return writer

@@ -197,9 +197,13 @@ class ChunkAudited:
 
 @dataclass(frozen=True, slots=True)
 class Doubted:
-    """A blob is complete, but not what its origin says, and no chunk in particular is at fault."""
+    """A blob is complete, but not what its origin says.
+
+    chunks: those that may be at fault; none named: all of them.
+    """
 
     blob: BlobId
+    chunks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,8 +129,8 @@ class Planner:
                 self._swarm.wanted(event)
             case ChunkAudited():
                 self._on_audited(event, now_s, actions)
-            case Doubted(blob):
-                self._on_doubted(blob, actions)
+            case Doubted():
+                self._on_doubted(event, actions)
             case Paused(paused):
                 self._on_paused(actions, paused=paused)
             case OriginCapped(connections, until_s):
@@ -155,12 +155,12 @@ class Planner:
         if done and state is not None and state.complete:
             self._finish(state, actions)  # what was replaced may have been all that was wrong
 
-    def _on_doubted(self, blob: BlobId, actions: list[Action]) -> None:
-        state = self._blobs.get(blob)
-        if state is None or self._swarm.doubt(state):
+    def _on_doubted(self, event: Doubted, actions: list[Action]) -> None:
+        state = self._blobs.get(event.blob)
+        if state is None or self._swarm.doubt(state, event.chunks):
             return
-        actions.append(Forget(blob))
-        self._on_lost(ChunksLost(blob), actions)
+        actions.append(Forget(event.blob, event.chunks))
+        self._on_lost(ChunksLost(event.blob, event.chunks), actions)
 
     def _on_added(self, added: BlobAdded, actions: list[Action]) -> None:
         if added.blob in self._blobs:

@@ -10,6 +10,7 @@ round. The first that differs tells who lied; all that came from there is fetche
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from modelcache.domain.holdings import HoldingState
@@ -93,12 +94,24 @@ class Swarm:
         state = self._board.blobs.get(event.blob)
         if state is None or state.small or not 0 <= event.chunk < state.grid.count:
             return
+        if state.stored[event.chunk]:
+            self._vouch(state, event.chunk)
         if not state.pending.waits(event.chunk):
             return
         if state.shares is not None and state.shares.expected(event.chunk):
             state.pending.move((event.chunk,))
             self._board.settle_all(state)
         self._board.urgent.append((event.blob, event.chunk))
+
+    def _vouch(self, state: BlobState, chunk: int) -> None:
+        """Let a chunk be passed on that came from a peer, by reading it again from the origin.
+
+        Two nodes that each want from the other what neither may give would wait for ever. It takes
+        a ring that has changed meanwhile, so it is rare.
+        """
+        if chunk in state.came_from and chunk not in state.audits:
+            state.audits.add(chunk)
+            self._board.audits.append((state.blob, chunk))
 
     def _left_blob(self, state: BlobState, source: SourceId) -> None:
         node = peer_of(source)
@@ -241,10 +254,13 @@ class Swarm:
 
     # Audits
 
-    def doubt(self, state: BlobState) -> bool:
-        """Begin a round of audits; False if no chunk is left that a peer could have falsified."""
+    def doubt(self, state: BlobState, chunks: Sequence[int]) -> bool:
+        """Begin a round of audits; False if no chunk is left that a peer could have falsified.
+
+        chunks: that may be at fault; none named: all.
+        """
         by_source: dict[SourceId, list[int]] = {}
-        for chunk in sorted(state.came_from):
+        for chunk in sorted(state.came_from.keys() & chunks if chunks else state.came_from):
             by_source.setdefault(state.came_from[chunk], []).append(chunk)
         if not by_source:
             return False
@@ -252,9 +268,9 @@ class Swarm:
         count = AUDITS_FIRST << state.doubted
         state.doubted += 1
         for source in sorted(by_source):
-            chunks = by_source[source]
-            step = max(1, len(chunks) // count)
-            for chunk in chunks[::step][:count]:
+            given = by_source[source]
+            step = max(1, len(given) // count)
+            for chunk in given[::step][:count]:
                 state.audits.add(chunk)
                 self._board.audits.append((state.blob, chunk))
         return True

@@ -2,7 +2,8 @@
 
 Header, 80 bytes, little-endian: magic `MCJOURN1`, size u64, chunk size u64, boot id (16 bytes),
 XXH3-128 of the blob id (16 bytes), 16 bytes reserved, XXH3-64 of the foregoing.
-Record, 40 bytes: chunk u32, flags u32 (1: has a CRC, 2: forget the chunk, 4: doubt all chunks),
+Record, 40 bytes: chunk u32, flags u32 (1: has a CRC, 2: forget the chunk, 4: doubt all chunks,
+8: relayed by a node that had not verified the blob),
 XXH3-128 of the chunk (16 bytes), CRC u64, reserved u32, low 32 bits of XXH3-64 over the foregoing
 and the boot id.
 
@@ -33,6 +34,7 @@ _RECORD: Final = struct.Struct("<II16sQII")
 _HAS_CRC: Final = 1
 _FORGET: Final = 2
 _DOUBT: Final = 4
+_RELAYED: Final = 8
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -42,6 +44,7 @@ class ChunkRecord:
 
     xxh3: bytes
     crc: int | None
+    relayed: bool = False
 
 
 @dataclass(slots=True)
@@ -112,6 +115,7 @@ class Journal:
     def add(self, chunk: int, record: ChunkRecord) -> None:
         """Note a chunk whose bytes were written."""
         flags = 0 if record.crc is None else _HAS_CRC
+        flags |= _RELAYED if record.relayed else 0
         self._append(chunk, flags, record.xxh3, record.crc or 0)
         self.records[chunk] = record
 
@@ -158,7 +162,9 @@ def read_records(data: bytes, grid: ChunkGrid, boot: bytes) -> Records:
         elif flags & _FORGET:
             found.records.pop(chunk, None)
         else:
-            found.records[chunk] = ChunkRecord(xxh3, crc if flags & _HAS_CRC else None)
+            found.records[chunk] = ChunkRecord(
+                xxh3, crc if flags & _HAS_CRC else None, bool(flags & _RELAYED)
+            )
     return found
 
 

@@ -159,11 +159,17 @@ class BlobWriter:
         """Where the bytes are until they are published."""
         return self._data
 
-    def finish_chunk(self, chunk: int, xxh3: bytes, crc: int | None) -> None:
+    def relayed(self, chunk: int) -> bool:
+        """Whether a stored chunk came from somebody who could not vouch for it."""
+        return self._journal.records[chunk].relayed
+
+    def finish_chunk(
+        self, chunk: int, xxh3: bytes, crc: int | None, *, relayed: bool = False
+    ) -> None:
         """Count a chunk as stored; its bytes were all written. Survives the process on return."""
         with files.translated(self._folder), self._guard:
             self._check_open()
-            self._journal.add(chunk, ChunkRecord(xxh3, crc))
+            self._journal.add(chunk, ChunkRecord(xxh3, crc, relayed))
 
     def forget_chunks(self, chunks: Iterable[int]) -> None:
         """Stop counting these chunks."""

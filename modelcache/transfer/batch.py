@@ -16,6 +16,7 @@ from time import perf_counter
 import xxhash
 
 from modelcache.errors import DigestMismatch
+from modelcache.planner import SourceId
 from modelcache.store import SmallBlobs
 from modelcache.transfer.bodies import Body, check_end, is_content_address
 from modelcache.transfer.buffers import BufferPool
@@ -51,7 +52,13 @@ class BatchReader:
         self._times = times
 
     def read(
-        self, jobs: Sequence[BlobJob], report: SourceReport, *, lanes: int, renew: bool
+        self,
+        jobs: Sequence[BlobJob],
+        source_id: SourceId,
+        report: SourceReport,
+        *,
+        lanes: int,
+        renew: bool,
     ) -> Iterator[BlobJob]:
         """Yield each job before its answer is awaited; it is staged when the next is asked for.
 
@@ -61,7 +68,7 @@ class BatchReader:
         sent: deque[Exchange] = deque()
         for job in waiting:
             self._blame(job)
-            sent.append(self._requests.send(job, None, report, fresh=renew))
+            sent.append(self._requests.send(job, source_id, None, report, fresh=renew))
             if len(sent) == lanes:
                 break
         while sent:
@@ -78,16 +85,22 @@ class BatchReader:
                 following = next(waiting, None)
                 if following is not None:
                     self._blame(following)
-                    sent.append(self._requests.send(following, None, report, fresh=renew))
+                    sent.append(
+                        self._requests.send(following, source_id, None, report, fresh=renew)
+                    )
                     self._blame(exchange.job)
-                self._stage(exchange.job, exchange.head, view)
+                self._stage(exchange, view)
             finally:
                 block.release()
 
-    def _stage(self, job: BlobJob, head: ResponseHead | None, view: memoryview) -> None:
+    def _stage(self, exchange: Exchange, view: memoryview) -> None:
         started_s = perf_counter()
+        job = exchange.job
         digest = xxhash.xxh3_128_digest(view)
-        verified = _verify(job, head, view)
+        promised = self._requests.promised(exchange)
+        if promised and promised != (digest,):
+            raise DigestMismatch(f"{job.file.path} was damaged on its way from a peer")
+        verified = _verify(job, exchange.head if exchange.source is job.source else None, view)
         hashed_s = perf_counter()
         self._small.add(job.file.blob, view, xxh3=digest, verified=verified)
         job.verified = verified

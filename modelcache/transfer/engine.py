@@ -20,6 +20,7 @@ from typing import Final
 
 from modelcache.config import BLOCK_BYTES, TransferSettings
 from modelcache.domain.manifests import BlobId
+from modelcache.domain.members import NodeId
 from modelcache.errors import (
     Cancelled,
     CorruptData,
@@ -32,6 +33,7 @@ from modelcache.errors import (
     Throttled,
 )
 from modelcache.planner import (
+    NOBODY,
     Action,
     AttemptEnded,
     AttemptFailed,
@@ -41,8 +43,10 @@ from modelcache.planner import (
     BlobDropped,
     BlobsAdded,
     Cancel,
-    ChunksLost,
+    ChunkAudited,
     ChunkStored,
+    Curtail,
+    Doubted,
     Event,
     Failure,
     Fetch,
@@ -52,18 +56,20 @@ from modelcache.planner import (
     InSequence,
     Planner,
     PlannerLimits,
+    Quarantine,
     Remedy,
+    SwarmEvent,
     TimerDue,
     Wake,
 )
 from modelcache.store import BlobBusy, BlobWriter, SmallBlobs
 from modelcache.transfer.assemblies import AssemblyCheck, AssemblyParts
-from modelcache.transfer.buffers import BufferPool
 from modelcache.transfer.checks import check_for
 from modelcache.transfer.connections import IdleConnections
 from modelcache.transfer.jobs import BlobJob
 from modelcache.transfer.pacing import Pacer
 from modelcache.transfer.report import Report, SourceReport
+from modelcache.transfer.shared import Shared
 from modelcache.transfer.worker import Tools, Worker
 
 TICK_S: Final = 0.1  # progress and cancellation are looked at this often
@@ -91,9 +97,16 @@ class Transfer:
         small: SmallBlobs,
         open_writer: OpenWriter,
         report: Report,
+        *,
+        shared: Shared | None = None,
+        me: NodeId = NOBODY,
     ) -> None:
-        """`open_writer` makes the store's writer for a job; it may raise BlobBusy or StoreError."""
-        pool = BufferPool(settings.memory_bytes)
+        """`open_writer` makes the store's writer for a job; it may raise BlobBusy or StoreError.
+
+        shared: with other transfers of this process. me: this node, if it has peers.
+        """
+        shared = shared or Shared(settings)
+        pool = shared.pool
         limits = PlannerLimits(
             batch_blob_bytes=BLOCK_BYTES,
             connections_start=settings.connections_start,
@@ -101,8 +114,10 @@ class Transfer:
             retries_max=settings.retries_max,
         )
         self.busy: list[BlobJob] = []  # blobs that somebody else is fetching
+        self.on_quarantine: Callable[[Quarantine], None] | None = None  # called under the lock
+        self.on_stored: Callable[[BlobJob], None] | None = None  # a large blob is published
         self._settings = settings
-        self._planner = Planner(limits)
+        self._planner = Planner(limits, me)
         self._pool = pool
         self._small = small
         self._make_writer = open_writer
@@ -110,11 +125,13 @@ class Transfer:
         self._tools = Tools(
             settings=settings,
             pool=pool,
-            pacer=Pacer(settings.bandwidth_limit_bytes_s),
+            origin_pacer=shared.origin_pacer,
+            pacer=Pacer(0),
             idle=IdleConnections(limits.connections_max),
             small=small,
             open_writer=self._open_writer,
             chunk_stored=self._chunk_stored,
+            chunk_audited=self._chunk_audited,
             small_stored=self._small_stored,
         )
         self._jobs: dict[BlobId, BlobJob] = {}
@@ -148,6 +165,16 @@ class Transfer:
         """Large blobs under way."""
         with self._changed:
             return [job for job in self._large if job.writer is not None]
+
+    def limit(self, bytes_s: int) -> None:
+        """Let this transfer take no more than that from anywhere; 0 means no limit."""
+        self._tools.pacer.limit(bytes_s)
+
+    def tell(self, event: SwarmEvent) -> None:
+        """Let the planner know of something outside; harmless when the transfer is over."""
+        with self._changed:
+            if not self._stopped:
+                self._feed(event)
 
     def stored_bytes(self) -> int:
         """Bytes in the store or on their way into it."""
@@ -254,6 +281,7 @@ class Transfer:
         for thread in self._threads:
             thread.join(max(0.0, deadline_s - monotonic()))
         for job in self._jobs.values():
+            job.end()
             if job.writer is not None:
                 job.writer.close()
                 job.writer = None
@@ -276,7 +304,7 @@ class Transfer:
         for action in self._planner.handle(event, monotonic()):
             self._perform(action)
 
-    def _perform(self, action: Action) -> None:  # noqa: C901 - a table
+    def _perform(self, action: Action) -> None:  # noqa: C901, PLR0912 - a table
         match action:
             case Fetch():
                 self.hedges += action.hedge
@@ -291,9 +319,17 @@ class Transfer:
                     worker.abort()
                 else:
                     self._withdraw(attempt)
-            case Forget(blob):
+            case Curtail(attempt):
+                worker = self._running.get(attempt)
+                if worker is not None:
+                    worker.curtail()
+            case Quarantine(source, _, lied):
+                self._note(f"{source} {'gave wrong bytes' if lied else 'fails'} and is left alone")
+                if self.on_quarantine is not None:
+                    self.on_quarantine(action)
+            case Forget(blob, chunks):
                 job = self._jobs[blob]
-                job.lose(list(range(job.grid.count)))
+                job.lose(list(chunks or range(job.grid.count)))
             case GiveUp(blob, failure):
                 job = self._jobs[blob]
                 error = job.error or SourceUnavailable(f"{job.file.path}: {failure.code}")
@@ -446,6 +482,12 @@ class Transfer:
         with self._changed:
             self._feed(ChunkStored(attempt, job.file.blob, chunk))
 
+    def _chunk_audited(self, attempt: AttemptId, job: BlobJob, chunk: int, same: bool) -> None:
+        with self._changed:
+            if not same:
+                self._note(f"chunk {chunk} of {job.file.path} was wrong, and is mended")
+            self._feed(ChunkAudited(attempt, job.file.blob, chunk, same))
+
     def _small_stored(self, attempt: AttemptId, jobs: list[BlobJob]) -> None:
         with self._changed:
             for job in jobs:
@@ -482,11 +524,11 @@ class Transfer:
         writer = self._open_writer(job)
         check = job.check
         assert check is not None  # noqa: S101 - opened with the writer
+        if job.doubted:
+            check.again()
         bad = check.bad_chunks(writer)
         if bad is not None:
-            self._refetch(
-                job, bad, f"{job.file.path} does not match the {check.name} of its origin"
-            )
+            self._doubt(job, bad, f"{job.file.path} does not match the {check.name} of its origin")
         elif job.assembly is not None:
             self._finish_member(job, job.assembly)
         elif job.sink is not None:
@@ -502,9 +544,12 @@ class Transfer:
         self._is_stored(job, vouched)
 
     def _is_stored(self, job: BlobJob, vouched: str | None) -> None:
+        job.end()
         with self._changed:
             self._vouch(job, vouched)
             self._let_go(job)
+        if self.on_stored is not None:
+            self.on_stored(job)
 
     def _finish_member(self, job: BlobJob, assembly: AssemblyCheck) -> None:
         """Nothing of an assembly is published before all of it is here and its checksum holds."""
@@ -519,14 +564,15 @@ class Transfer:
         else:
             for member in members:
                 what = f"{assembly.label} does not match its digest"
-                self._refetch(member, list(range(member.grid.count)), what)
+                self._doubt(member, list(range(member.grid.count)), what)
 
-    def _refetch(self, job: BlobJob, bad: list[int], what: str) -> None:
-        job.lose(bad)
+    def _doubt(self, job: BlobJob, bad: list[int], what: str) -> None:
+        """Chunks are bad, or some of them: those that peers gave are looked at first."""
+        job.doubted = True
         with self._changed:
             job.error = damaged(what)
-            self._note(f"{what}: fetching {len(bad)} chunks of {job.file.path} again")
-            self._feed(ChunksLost(job.file.blob, tuple(bad)))
+            self._note(f"{what}: up to {len(bad)} chunks of {job.file.path} are fetched again")
+            self._feed(Doubted(job.file.blob, tuple(bad)))
 
 
 def damaged(what: str) -> DigestMismatch:

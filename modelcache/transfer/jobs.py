@@ -5,16 +5,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from time import monotonic
-from typing import Final
+from typing import Final, Protocol
 
+from modelcache.domain.holdings import Holding, HoldingState, bitmap
 from modelcache.domain.manifests import File
-from modelcache.domain.ranges import ChunkGrid
+from modelcache.domain.members import NodeId
+from modelcache.domain.ranges import ByteRange, ChunkGrid
 from modelcache.errors import ModelcacheError, StoreError
-from modelcache.planner import AttemptId, SourceId
+from modelcache.planner import AttemptId, SourceId, peer_of
 from modelcache.sources.source import Source, Target
 from modelcache.store import BlobWriter
 from modelcache.transfer.assemblies import AssemblyCheck
 from modelcache.transfer.checks import BlobCheck, Sink
+
+
+class PeerSources(Protocol):
+    """Where peers are."""
+
+    def source(self, node: NodeId) -> Source:
+        """What stands for a peer. Raises SourceUnavailable for one that has left."""
+        ...
+
 
 CLAIM_WAIT_S: Final = 60.0  # a revoked holder stops at its next block; a disk write may be slow
 _MARGIN_S: Final = 5.0  # a signature this close to its end is renewed
@@ -29,7 +40,14 @@ class BlobJob:
     """
 
     def __init__(
-        self, file: File, grid: ChunkGrid, source: Source, source_id: SourceId, *, small: bool
+        self,
+        file: File,
+        grid: ChunkGrid,
+        source: Source,
+        source_id: SourceId,
+        *,
+        small: bool,
+        peers: PeerSources | None = None,
     ) -> None:
         self.file = file
         self.grid = grid
@@ -46,20 +64,34 @@ class BlobJob:
         self.verified: str | None = None  # of a small blob: the checksum that vouched
         self.error: ModelcacheError | None = None
         self.opening = threading.Lock()
-        self._target: tuple[float, Target] | None = None
+        self.doubted = False  # it was complete once, and wrong
+        self._peers = peers
+        self._targets: dict[SourceId, tuple[float, Target]] = {}
+        self._served: set[int] = set()  # chunks that others may have
+        self._coming: dict[int, int] = {}  # chunks that will be, and by how many attempts
+        self._closed = False
         self._claims: dict[int, tuple[AttemptId, Callable[[], None]]] = {}
         self._revoked: set[tuple[int, AttemptId]] = set()
         self._done: set[int] = set()
         self._changed = threading.Condition()
 
-    def target(self, *, fresh: bool) -> Target:
-        """The located file, located again when asked to or when the last one grows old."""
+    def asked(self, source_id: SourceId) -> Source:
+        """The origin, or what stands for a peer. Raises SourceUnavailable for a peer that left."""
+        node = peer_of(source_id)
+        if node is None:
+            return self.source
+        assert self._peers is not None, "a peer was planned"  # noqa: S101
+        return self._peers.source(node)
+
+    def target(self, source_id: SourceId, *, fresh: bool) -> Target:
+        """Where one source has the file, located again when asked to or when that grows old."""
         now_s = monotonic()
-        if fresh or self._target is None or self._target[0] <= now_s:
-            target = self.source.locate(self.file, fresh=fresh)
+        known = self._targets.get(source_id)
+        if fresh or known is None or known[0] <= now_s:
+            target = self.asked(source_id).locate(self.file, fresh=fresh)
             good_for_s = getattr(target, "good_for_s", 0.0)
-            self._target = (now_s + good_for_s - _MARGIN_S, target)
-        return self._target[1]
+            known = self._targets[source_id] = (now_s + good_for_s - _MARGIN_S, target)
+        return known[1]
 
     def resume(self, writer: BlobWriter) -> frozenset[int]:
         """Take over what an earlier pull stored, and its grid; returns the chunks."""
@@ -67,6 +99,7 @@ class BlobJob:
         self.grid = writer.grid
         with self._changed:
             self._done.update(done)
+            self._served.update(chunk for chunk in done if not writer.relayed(chunk))
         self.stored_bytes = sum(self.grid.span(chunk).size_bytes for chunk in done)
         return done
 
@@ -111,10 +144,55 @@ class BlobJob:
             self._claims[chunk] = (attempt, abort)
             return True
 
+    # What others may have of it before it is complete
+
+    def coming(self, chunk: int, count: int) -> None:
+        """An attempt that reads the chunk from who vouches for it begins (1) or ends (-1)."""
+        with self._changed:
+            left = self._coming.get(chunk, 0) + count
+            if left > 0:
+                self._coming[chunk] = left
+            else:
+                self._coming.pop(chunk, None)
+
+    def serve(self, chunk: int) -> None:
+        """Others may have a stored chunk from now on."""
+        with self._changed:
+            self._served.add(chunk)
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Nothing more will come by this job: let those go who wait for its chunks."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def wait_served(self, span: ByteRange, wait_s: float) -> bool:
+        """Wait until others may have all of `span`; False if that does not come to be in time."""
+        chunk_bytes = self.grid.chunk_bytes
+        chunks = set(range(span.start // chunk_bytes, -(-span.end // chunk_bytes)))
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or chunks <= self._served, wait_s)
+            return not self._closed and chunks <= self._served
+
+    def unserved(self, span: ByteRange) -> list[int]:
+        """Chunks of `span` that others may not have yet."""
+        chunk_bytes = self.grid.chunk_bytes
+        chunks = range(span.start // chunk_bytes, -(-span.end // chunk_bytes))
+        with self._changed:
+            return [chunk for chunk in chunks if chunk not in self._served]
+
+    def holding(self) -> Holding:
+        """What others may ask for."""
+        with self._changed:
+            chunks = bitmap(self._served | self._coming.keys(), self.grid.count)
+        return Holding(self.file.blob, HoldingState.FETCHING, self.grid, chunks)
+
     def lose(self, chunks: list[int]) -> None:
         """These chunks are not stored after all."""
         with self._changed:
             self._done.difference_update(chunks)
+            self._served.difference_update(chunks)
         if self.writer is not None:
             self.writer.forget_chunks(chunks)
         self.stored_bytes -= sum(self.grid.span(chunk).size_bytes for chunk in chunks)

@@ -19,12 +19,21 @@ class Pacer:
         self._lock = threading.Lock()
         self._free_at_s = monotonic()
 
+    def limit(self, bytes_s: int) -> None:
+        """Change the limit, also while others spend."""
+        with self._lock:
+            self._bytes_s = bytes_s
+            self._free_at_s = monotonic()
+            self.limited = bytes_s > 0
+
     def spend(self, size_bytes: int) -> None:
         """Account for bytes just read; sleeps until the average is kept."""
         if not self.limited:
             return
         with self._lock:
             now_s = monotonic()
+            if not self._bytes_s:
+                return  # lifted since
             self._free_at_s = max(self._free_at_s, now_s - _BURST_S) + size_bytes / self._bytes_s
             wait_s = self._free_at_s - now_s
         if wait_s > 0:

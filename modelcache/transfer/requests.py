@@ -9,7 +9,8 @@ from time import perf_counter
 from modelcache.config import TransferSettings
 from modelcache.domain.ranges import ByteRange
 from modelcache.errors import SourceUnavailable
-from modelcache.sources.source import HttpTarget, LocalTarget
+from modelcache.planner import SourceId, peer_of
+from modelcache.sources.source import HttpTarget, LocalTarget, Source
 from modelcache.transfer.bodies import Body, LocalBody, check_length
 from modelcache.transfer.connections import IdleConnections
 from modelcache.transfer.http1 import HttpConnection, ResponseHead, endpoint_of
@@ -22,6 +23,7 @@ class Exchange:
     """One request under way: what was asked, and where the answer will come from."""
 
     job: BlobJob
+    source: Source
     span: ByteRange | None
     report: SourceReport
     sent_s: float
@@ -44,17 +46,24 @@ class Requests:
         self._open: dict[int, HttpConnection] = {}
 
     def send(
-        self, job: BlobJob, span: ByteRange | None, report: SourceReport, *, fresh: bool
+        self,
+        job: BlobJob,
+        source_id: SourceId,
+        span: ByteRange | None,
+        report: SourceReport,
+        *,
+        fresh: bool,
     ) -> Exchange:
         """Ask for a range (None: the whole file). Raises as `locate` does, SourceUnavailable."""
         started_s = perf_counter()
-        target = job.target(fresh=fresh)
+        target = job.target(source_id, fresh=fresh)
         signed_s = perf_counter()
         self._times.signing_s += signed_s - started_s
         report.requests += 1
-        if not job.file.ranges:
+        peer = peer_of(source_id) is not None
+        if not job.file.ranges and not peer:
             span = None
-        exchange = Exchange(job, span, report, signed_s)
+        exchange = Exchange(job, job.asked(source_id), span, report, signed_s)
         if isinstance(target, LocalTarget):
             # A shared file is hashed as the store has it: the user's may change meanwhile.
             shared = job.writer is not None and job.writer.shared
@@ -62,7 +71,7 @@ class Requests:
             exchange.local = LocalBody(path, span.start if span else 0)
             return exchange
         exchange.target = target
-        if target.window is not None and exchange.span is None:
+        if exchange.span is None and (peer or target.window is not None):
             exchange.span = ByteRange(0, job.file.size_bytes)  # never all that the address holds
         self._dispatch(exchange, target, fresh=False)
         return exchange
@@ -83,11 +92,19 @@ class Requests:
         if head.status not in {200, 206}:
             body = connection.read_error_body()
             self.done(exchange)
-            raise exchange.job.source.refusal(file, head.status, head.headers, body)
-        exchange.job.source.check_pin(file, head.headers)
+            raise exchange.source.refusal(file, head.status, head.headers, body)
+        exchange.source.check_pin(file, head.headers)
         window = exchange.target.window if exchange.target else None
         check_length(file, exchange.span, head.headers, connection.length_bytes, window=window)
         return connection
+
+    def promised(self, exchange: Exchange) -> tuple[bytes, ...]:
+        """XXH3-128 of each chunk of an answer, where its source tells them (peers do)."""
+        promise = getattr(exchange.source, "promised", None)
+        if promise is None or exchange.head is None:
+            return ()
+        hashes: tuple[bytes, ...] = promise(exchange.head.headers)
+        return hashes
 
     def done(self, exchange: Exchange) -> None:
         """The body was read: keep the connection if the next request may follow on it."""

@@ -12,8 +12,8 @@ from time import perf_counter
 
 from modelcache.config import BLOCK_BYTES, TransferSettings
 from modelcache.domain.manifests import BlobId
-from modelcache.errors import Cancelled, SourceUnavailable
-from modelcache.planner import AttemptId, Fetch, Run
+from modelcache.errors import Cancelled, DigestMismatch, SourceUnavailable
+from modelcache.planner import AttemptId, Fetch, Run, peer_of
 from modelcache.store import BlobWriter, SmallBlobs
 from modelcache.transfer.batch import BatchReader
 from modelcache.transfer.bodies import Body, check_end
@@ -32,12 +32,41 @@ class Tools:
 
     settings: TransferSettings
     pool: BufferPool
-    pacer: Pacer
+    origin_pacer: Pacer  # for what comes from origins, of all transfers
+    pacer: Pacer  # for all of this transfer
     idle: IdleConnections
     small: SmallBlobs
     open_writer: Callable[[BlobJob], BlobWriter]
     chunk_stored: Callable[[AttemptId, BlobJob, int], None]
+    chunk_audited: Callable[[AttemptId, BlobJob, int, bool], None]
+
+    @property
+    def pacers(self) -> tuple[Pacer, ...]:
+        """What holds back bytes from origins."""
+        return (self.origin_pacer, self.pacer)
+
     small_stored: Callable[[AttemptId, list[BlobJob]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One chunk of an answer, and all that is needed to store it."""
+
+    fetch: Fetch
+    job: BlobJob
+    chunk: int
+    body: Body
+    writer: BlobWriter
+    check: BlobCheck
+    report: SourceReport
+    promise: bytes | None  # its XXH3-128, where the source has told it
+
+    def check_promise(self, hashed: ChunkHash) -> None:
+        """Raise DigestMismatch where something else came than was announced."""
+        if self.promise is not None and self.promise != hashed.xxh3:
+            raise DigestMismatch(
+                f"chunk {self.chunk} of {self.job.file.path} was damaged on its way from a peer"
+            )
 
 
 class Worker:
@@ -51,6 +80,8 @@ class Worker:
         self._tools = tools
         self._requests = Requests(tools.settings, tools.idle, self.times)
         self._aborted = False
+        self._curtailed = False
+        self._pacers = tools.pacers
 
     @property
     def first_byte_s(self) -> float:
@@ -62,9 +93,11 @@ class Worker:
 
         Raises a ModelcacheError for whatever ends the attempt early; `Cancelled` after `abort`.
         """
-        self._aborted = False
+        self._aborted = self._curtailed = False
         report = self.reports.setdefault(fetch.source, SourceReport())
         report.hedges += fetch.hedge
+        peer = peer_of(fetch.source) is not None
+        self._pacers = (self._tools.pacer,) if peer else self._tools.pacers
         try:
             if jobs[0].small:
                 self._read_batch(fetch, jobs, report)
@@ -72,6 +105,8 @@ class Worker:
             for run, job in zip(fetch.runs, jobs, strict=True):
                 self.blob = run.blob
                 self._read_run(fetch, run, job, report)
+                if self._curtailed:
+                    break
         except SourceUnavailable as error:
             if self._aborted:
                 raise Cancelled("attempt was cancelled") from error
@@ -84,6 +119,10 @@ class Worker:
         """End the attempt at hand, from another thread."""
         self._aborted = True
         self._requests.abort()
+
+    def curtail(self) -> None:
+        """End the attempt at hand after the chunk at hand, from another thread."""
+        self._curtailed = True
 
     def _read_batch(self, fetch: Fetch, jobs: list[BlobJob], report: SourceReport) -> None:
         """Small blobs, over several connections at once."""
@@ -98,7 +137,9 @@ class Worker:
         stored: list[BlobJob] = []
         current: BlobJob | None = None
         try:
-            for job in reader.read(jobs, report, lanes=fetch.lanes, renew=fetch.renew):
+            for job in reader.read(
+                jobs, fetch.source, report, lanes=fetch.lanes, renew=fetch.renew
+            ):
                 if current is not None:
                     stored.append(current)
                 current = job
@@ -120,26 +161,32 @@ class Worker:
         check = job.check
         assert check is not None  # noqa: S101 - opened with the writer
         span = job.grid.span(run.first, run.count)
-        exchange = self._requests.send(job, span, report, fresh=fetch.renew)
-        body = self._requests.receive(exchange)
-        for chunk in range(run.first, run.end):
-            if fetch.hedge:
-                self._hedge_chunk(fetch.attempt, job, chunk, body, writer, check, report)
-            else:
-                self._read_chunk(fetch.attempt, job, chunk, body, writer, check, report)
-        self._requests.done(exchange)
+        for chunk in range(run.first, run.end) if fetch.serve else ():
+            job.coming(chunk, 1)
+        try:
+            exchange = self._requests.send(job, fetch.source, span, report, fresh=fetch.renew)
+            body = self._requests.receive(exchange)
+            promised = self._requests.promised(exchange)
+            for chunk in range(run.first, run.end):
+                promise = promised[chunk - run.first] if len(promised) == run.count else None
+                part = _Part(fetch, job, chunk, body, writer, check, report, promise)
+                if fetch.audit:
+                    self._audit_chunk(part)
+                elif fetch.hedge:
+                    self._hedge_chunk(part)
+                else:
+                    self._read_chunk(part)
+                if self._curtailed and chunk + 1 < run.end:
+                    return
+            self._requests.done(exchange)
+        finally:
+            for chunk in range(run.first, run.end) if fetch.serve else ():
+                job.coming(chunk, -1)
 
-    def _read_chunk(  # noqa: PLR0917
-        self,
-        attempt: AttemptId,
-        job: BlobJob,
-        chunk: int,
-        body: Body,
-        writer: BlobWriter,
-        check: BlobCheck,
-        report: SourceReport,
-    ) -> None:
+    def _read_chunk(self, part: _Part) -> None:
         """Receive, hash and write one chunk, block by block."""
+        job, chunk, body, writer, check = part.job, part.chunk, part.body, part.writer, part.check
+        attempt, report = part.fetch.attempt, part.report
         span = job.grid.span(chunk)
         if not job.claim(chunk, attempt, self.abort):
             self._skip(body, span.size_bytes, report)  # only to reach what follows
@@ -162,13 +209,13 @@ class Worker:
             if span.end == job.file.size_bytes:
                 check_end(job.file, body)
             blocks, kept = kept, []
-            self._finish(job, chunk, hashed, blocks, writer, check)
+            self._finish(part, hashed, blocks)
             stored = True
         finally:
             _release(kept)
             job.release(chunk, attempt, stored=stored)
         self.received_bytes = 0
-        self._tools.chunk_stored(attempt, job, chunk)
+        self._stored(part)
 
     def _skip(self, body: Body, size_bytes: int, report: SourceReport) -> None:
         block = self._take_block()
@@ -182,62 +229,91 @@ class Worker:
         """Whether blocks wait in memory for an in-order hash: while most of the pool is free."""
         return check.in_order and self._tools.pool.free > self._tools.pool.blocks // 4
 
-    def _hedge_chunk(  # noqa: PLR0917
-        self,
-        attempt: AttemptId,
-        job: BlobJob,
-        chunk: int,
-        body: Body,
-        writer: BlobWriter,
-        check: BlobCheck,
-        report: SourceReport,
-    ) -> None:
+    def _hedge_chunk(self, part: _Part) -> None:
         """Receive a whole chunk into memory, then write it unless the first attempt has."""
-        span = job.grid.span(chunk)
-        hashed = check.hasher(chunk)
         blocks: list[Block] = []
-        stored = False
         try:
-            for start in range(span.start, span.end, BLOCK_BYTES):
-                block = self._tools.pool.take_if(left=self._tools.pool.blocks // 4)
-                if block is None:
-                    raise Cancelled("no memory for a hedge")
-                blocks.append(block)
-                view = block.view[: min(BLOCK_BYTES, span.end - start)]
-                self._receive(body, view, report)
-                self._hash(hashed, view)
-            if span.end == job.file.size_bytes:
-                check_end(job.file, body)
-            if not job.take_over(chunk, attempt, self.abort):
+            hashed = self._receive_chunk(part, blocks)
+            if not self._write_over(part, hashed, blocks):
                 return
-            try:
-                for index, block in enumerate(blocks):
-                    start = span.start + index * BLOCK_BYTES
-                    self._write(writer, start, block.view, min(BLOCK_BYTES, span.end - start))
-                self._finish(job, chunk, hashed, [], writer, check)
-                stored = True
-            finally:
-                job.release(chunk, attempt, stored=stored)
         finally:
             _release(blocks)
-        self._tools.chunk_stored(attempt, job, chunk)
+        self._stored(part)
 
-    def _finish(  # noqa: PLR0917
-        self,
-        job: BlobJob,
-        chunk: int,
-        hashed: ChunkHash,
-        blocks: list[Block],
-        writer: BlobWriter,
-        check: BlobCheck,
-    ) -> None:
+    def _audit_chunk(self, part: _Part) -> None:
+        """Read a stored chunk again, and replace it if it is not the same.
+
+        From here on others may have it in either case: it is as its origin has it.
+        """
+        job, chunk = part.job, part.chunk
+        blocks: list[Block] = []
+        try:
+            hashed = self._receive_chunk(part, blocks)
+            same = part.writer.is_done(chunk) and part.writer.chunk_hash(chunk) == hashed.xxh3
+            if not same:
+                if part.writer.is_done(chunk):
+                    job.lose([chunk])
+                self._write_over(part, hashed, blocks)
+        finally:
+            _release(blocks)
+        job.serve(chunk)
+        self._tools.chunk_audited(part.fetch.attempt, job, chunk, same)
+
+    def _receive_chunk(self, part: _Part, blocks: list[Block]) -> ChunkHash:
+        """A whole chunk into memory; `blocks` gets it. Raises Cancelled where there is none."""
+        job, body = part.job, part.body
+        span = job.grid.span(part.chunk)
+        hashed = part.check.hasher(part.chunk)
+        for start in range(span.start, span.end, BLOCK_BYTES):
+            block = self._tools.pool.take_if(left=self._tools.pool.blocks // 4)
+            if block is None:
+                raise Cancelled("no memory for a hedge")
+            blocks.append(block)
+            view = block.view[: min(BLOCK_BYTES, span.end - start)]
+            self._receive(body, view, part.report)
+            self._hash(hashed, view)
+        if span.end == job.file.size_bytes:
+            check_end(job.file, body)
+        part.check_promise(hashed)
+        return hashed
+
+    def _write_over(self, part: _Part, hashed: ChunkHash, blocks: list[Block]) -> bool:
+        """Write a chunk from memory in place of whoever was at it; False if it is stored."""
+        job, chunk, attempt = part.job, part.chunk, part.fetch.attempt
+        span = job.grid.span(chunk)
+        stored = False
+        if not job.take_over(chunk, attempt, self.abort):
+            return False
+        try:
+            for index, block in enumerate(blocks):
+                start = span.start + index * BLOCK_BYTES
+                size = min(BLOCK_BYTES, span.end - start)
+                self._write(part.writer, start, block.view, size)
+            self._finish(part, hashed, [])
+            stored = True
+        finally:
+            job.release(chunk, attempt, stored=stored)
+        return True
+
+    def _finish(self, part: _Part, hashed: ChunkHash, blocks: list[Block]) -> None:
         started_s = perf_counter()
-        writer.finish_chunk(chunk, hashed.xxh3, hashed.crc)
+        job, chunk = part.job, part.chunk
+        try:
+            part.check_promise(hashed)
+            part.writer.finish_chunk(chunk, hashed.xxh3, hashed.crc, relayed=not part.fetch.serve)
+        except BaseException:
+            _release(blocks)
+            raise
         job.stored_bytes += job.grid.span(chunk).size_bytes
         written_s = perf_counter()
-        check.stored(chunk, hashed, blocks)
+        part.check.stored(chunk, hashed, blocks)
         self.times.writing_s += written_s - started_s
         self.times.hashing_s += perf_counter() - written_s
+
+    def _stored(self, part: _Part) -> None:
+        if part.fetch.serve:
+            part.job.serve(part.chunk)
+        self._tools.chunk_stored(part.fetch.attempt, part.job, part.chunk)
 
     # Bytes
 
@@ -249,13 +325,13 @@ class Worker:
 
     def _receive(self, body: Body, view: memoryview, report: SourceReport) -> None:
         """Fill `view`. Raises SourceUnavailable when the body ends before that."""
-        pacer = self._tools.pacer
+        pacers = [pacer for pacer in self._pacers if pacer.limited]
         filled = 0
         while filled < len(view):
             if self._aborted:
                 raise Cancelled("attempt was cancelled")
             started_s = perf_counter()
-            part = view[filled : filled + STEP_BYTES] if pacer.limited else view[filled:]
+            part = view[filled : filled + STEP_BYTES] if pacers else view[filled:]
             size = body.read_into(part)
             received_s = perf_counter()
             self.times.receiving_s += received_s - started_s
@@ -264,8 +340,9 @@ class Worker:
             report.received_bytes += size
             if size < len(part):
                 raise SourceUnavailable("the body ended before the announced size")
-            if pacer.limited:
+            for pacer in pacers:
                 pacer.spend(size)
+            if pacers:
                 self.times.waiting_s += perf_counter() - received_s
 
     def _hash(self, hashed: ChunkHash, view: memoryview) -> None:

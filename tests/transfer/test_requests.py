@@ -70,7 +70,7 @@ class Asking:
         self.job = BlobJob(FILE, grid, self.source, SourceId("origin"), small=True)
 
     def read(self, span: ByteRange | None = None, *, fresh: bool = False) -> bytes:
-        exchange = self.requests.send(self.job, span, self.report, fresh=fresh)
+        exchange = self.requests.send(self.job, SourceId("origin"), span, self.report, fresh=fresh)
         body = self.requests.receive(exchange)
         buffer = bytearray(span.size_bytes if span else FILE.size_bytes)
         assert body.read_into(memoryview(buffer)) == len(buffer)
@@ -117,7 +117,9 @@ def test_a_connection_that_stays_idle_too_long_is_not_used(monkeypatch: pytest.M
 def test_an_answer_that_was_not_read_closes_its_connection():
     with WireServer(answers([OK], [OK])) as server:
         asking = Asking(server)
-        exchange = asking.requests.send(asking.job, None, asking.report, fresh=False)
+        exchange = asking.requests.send(
+            asking.job, SourceId("origin"), None, asking.report, fresh=False
+        )
         asking.requests.receive(exchange)
         asking.requests.drop_open()
         assert asking.read() == BODY
@@ -129,7 +131,10 @@ def test_only_so_many_connections_are_kept():
     with WireServer(answers([OK], [OK])) as server:
         asking = Asking(server)
         send = asking.requests.send
-        every = [send(asking.job, None, asking.report, fresh=False) for _ in range(KEPT + 3)]
+        every = [
+            send(asking.job, SourceId("origin"), None, asking.report, fresh=False)
+            for _ in range(KEPT + 3)
+        ]
         for exchange in every:
             body = asking.requests.receive(exchange)
             body.read_into(memoryview(bytearray(len(BODY))))
@@ -203,7 +208,9 @@ def test_a_target_is_located_once_and_again_when_it_grows_old_or_is_doubted():
 def test_another_thread_wakes_up_who_waits():
     with WireServer(answers([OK[:20]])) as server:
         asking = Asking(server)
-        exchange = asking.requests.send(asking.job, None, asking.report, fresh=False)
+        exchange = asking.requests.send(
+            asking.job, SourceId("origin"), None, asking.report, fresh=False
+        )
         asking.requests.abort()
         with pytest.raises(SourceUnavailable):
             asking.requests.receive(exchange)
