@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.snapshot import Snapshot
@@ -27,6 +27,10 @@ from modelcache.store import BlobState, LeaseInfo, Store, room
 from modelcache.store import repair as repairs
 from modelcache.store.room import GarbageReport, Usage
 from modelcache.transfer.report import ProgressCallback, Report
+
+if TYPE_CHECKING:
+    from modelcache.agent.surroundings import Control, Peers
+    from modelcache.transfer.shared import Shared
 
 PARTIAL_KEEP_S: Final = 7 * 86400.0  # an interrupted pull can be resumed for a week
 
@@ -75,6 +79,9 @@ class Engine:
         """Open the store. Raises StoreError; with `write` a store is made where none is."""
         self.settings = settings
         self.store = Store.open(settings.store, write=write)
+        self.peers: Peers | None = None  # other nodes, where there are any
+        self._lock = threading.Lock()
+        self._shared_by_all: Shared | None = None
 
     def __enter__(self) -> Self:
         """Nothing is held open; the form is for symmetry with a remote engine."""
@@ -98,13 +105,15 @@ class Engine:
         refresh: bool = False,
         progress: ProgressCallback | None = None,
         cancel: threading.Event | None = None,
+        control: Control | None = None,
     ) -> Snapshot:
         """Make the model warm and return its snapshot.
 
         A model resolved less than `max_age_s` ago (default: the settings') and warm is returned
         without asking the origin, unless `refresh`. progress: called about ten times a second, in
-        this thread. Raises ModelcacheError; Cancelled after `cancel` is set. Whatever happens,
-        finished chunks are kept and the next call goes on from there.
+        this thread. control: who steers it while it runs. Raises ModelcacheError; Cancelled after
+        `cancel` is set. Whatever happens, finished chunks are kept and the next call goes on from
+        there.
         """
         if not self.store.writable:
             raise StoreReadOnly(f"store {self.store.layout.root} was opened for reading")
@@ -113,8 +122,19 @@ class Engine:
             if warm is not None:
                 return warm
         from modelcache.agent.pulling import pull_from_any  # noqa: PLC0415 - see the module
+        from modelcache.agent.surroundings import Surroundings  # noqa: PLC0415
 
-        return pull_from_any(self.settings, self.store, ref, progress, cancel)
+        around = Surroundings(self._shared(), self.peers, control)
+        return pull_from_any(self.settings, self.store, ref, progress, cancel, around=around)
+
+    def _shared(self) -> Shared:
+        """What all transfers of this engine share."""
+        from modelcache.transfer.shared import Shared  # noqa: PLC0415 - see the module
+
+        with self._lock:
+            if self._shared_by_all is None:
+                self._shared_by_all = Shared(self.settings.transfer)
+            return self._shared_by_all
 
     def _warm(self, ref: Ref, max_age_s: float) -> Snapshot | None:
         recalled = self.store.recall_ref(ref)

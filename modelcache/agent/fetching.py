@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import ClassVar, Final
 
 from modelcache.agent.clock import wall_clock_s
+from modelcache.agent.surroundings import Surroundings
 from modelcache.config import BLOCK_BYTES, Settings
-from modelcache.domain.manifests import Assembly, BlobId, File
+from modelcache.domain.manifests import Assembly, BlobId, File, Manifest
+from modelcache.domain.members import Priority
 from modelcache.domain.places import Scheme
 from modelcache.domain.ranges import ChunkGrid
 from modelcache.domain.refs import Ref
 from modelcache.errors import Cancelled
-from modelcache.planner import SourceId
+from modelcache.planner import NOBODY, SourceId
 from modelcache.sources.source import LocalTarget, Source
 from modelcache.store import BlobBusy, BlobWriter, SmallBlobs, Store, WriteMode
 from modelcache.transfer.assemblies import AssemblyParts
@@ -49,8 +51,12 @@ class Fetching:
         ref: Ref,
         progress: ProgressCallback | None,
         cancel: threading.Event | None,
+        *,
+        around: Surroundings | None = None,
     ) -> None:
         self.settings = settings
+        self.around = around or Surroundings.alone(settings)
+        self.manifest: Manifest | None = None  # what is being fetched, for peers
         self.store = store
         self.ref = ref
         self.place = ref  # where it is asked for: the ref itself, or a mirror
@@ -79,21 +85,64 @@ class Fetching:
             self._phase = Phase.TRANSFERRING
             self._samples.clear()  # what came before is no part of the present rate
             with self._small_blobs() as small:
-                transfer = Transfer(self.settings.transfer, small, self._writer, self.report)
+                peers = self.around.peers
+                transfer = Transfer(
+                    self.settings.transfer,
+                    small,
+                    self._writer,
+                    self.report,
+                    shared=self.around.shared,
+                    me=peers.me if peers else NOBODY,
+                )
                 self._transfer = transfer
                 try:
-                    transfer.run(
-                        pending,
-                        assemblies=self._parts(pending),
-                        tick=self._tick,
-                        cancel=self._cancel,
-                    )
+                    with self._steered(transfer), self._shared(transfer, pending) as introduce:
+                        transfer.run(
+                            pending,
+                            assemblies=self._parts(pending),
+                            introduce=introduce,
+                            tick=self._tick,
+                            cancel=self._cancel,
+                        )
                 finally:
                     self._fetched_before += transfer.stored_bytes()
                     self._transfer = None
                     self._retries += transfer.retries
                     self._hedges += transfer.hedges
             pending = self._wait_for(transfer.busy, source)
+
+    @contextmanager
+    def _steered(self, transfer: Transfer) -> Iterator[None]:
+        """Let whoever steers this pull steer its transfer."""
+        control = self.around.control
+        if control is None:
+            yield
+            return
+
+        def changed() -> None:
+            transfer.pause(paused=control.paused)
+            transfer.limit(control.limit_bytes_s)
+
+        detach = control.attach(changed)
+        try:
+            changed()
+            yield
+        finally:
+            detach()
+
+    @contextmanager
+    def _shared(
+        self, transfer: Transfer, jobs: Sequence[BlobJob]
+    ) -> Iterator[Callable[[], None] | None]:
+        """Let peers have what comes, and get from them what they have."""
+        peers = self.around.peers
+        if peers is None or self.manifest is None or self.place.scheme is Scheme.FILE:
+            yield None
+            return
+        control = self.around.control
+        priority = control.priority if control else Priority.MOUNTED
+        with peers.joined(transfer, jobs, self.manifest, priority) as introduce:
+            yield introduce
 
     def expect(self, files: Sequence[File]) -> None:
         """Say which blobs are about to come, for the bar and for how they are written."""
@@ -157,7 +206,8 @@ class Fetching:
         sink = self.sinks.get(file.blob)
         small = file.size_bytes <= BLOCK_BYTES and sink is None
         source_id = SourceId(self.place.redacted().partition("?")[0])
-        job = BlobJob(file, grid, source, source_id, small=small)
+        peers = self.around.peers
+        job = BlobJob(file, grid, source, source_id, small=small, peers=peers)
         job.sink = sink
         job.resumes = resume and not small and self.store.has_partial(file.blob)
         if not small:

@@ -14,9 +14,11 @@ from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.fetching import Fetching
 from modelcache.agent.repairing import Repair
 from modelcache.agent.snapshot import Snapshot
+from modelcache.agent.surroundings import Surroundings
 from modelcache.config import BLOCK_BYTES, Settings
 from modelcache.domain.manifests import BlobId, File, Manifest, ModelId
 from modelcache.domain.mirrors import parse_rewrites, places
+from modelcache.domain.places import Scheme
 from modelcache.domain.refs import Ref
 from modelcache.errors import Cancelled, CorruptData, SourceRefused, SourceUnavailable
 from modelcache.sources.opening import open_source
@@ -34,6 +36,8 @@ def pull_from_any(
     ref: Ref,
     progress: ProgressCallback | None,
     cancel: threading.Event | None,
+    *,
+    around: Surroundings | None = None,
 ) -> Snapshot:
     """Pull from the first of the ref's mirrors, and last its own place, that can give the model.
 
@@ -41,7 +45,7 @@ def pull_from_any(
     """
 
     def pull(place: Ref, passed: list[str]) -> Snapshot:
-        one = Pull(settings, store, ref, progress, cancel)
+        one = Pull(settings, store, ref, progress, cancel, around=around)
         one.place = place
         one.report.events += passed
         return one.run()
@@ -82,20 +86,34 @@ class Pull(Fetching):
         cpu_before = os.times()
         self._tick()
         source = open_source(self.place.origin(), self.settings)
-        manifest = source.resolve(self.place)
+        manifest = self._resolve(source)
         self.assemblies = manifest.assemblies
         self.report.notes += manifest.notes
         self.report.resolving_s = monotonic() - self._started_s
         if not manifest.archives:
             return self._bring(manifest, source, cpu_before)
+        self.manifest = manifest
         from modelcache.agent.unpacking.flow import unpacked  # noqa: PLC0415 - only packed models
 
         self._stop_here()
         with unpacked(self, source, manifest) as files:
             return self._bring(files, source, cpu_before)
 
+    def _resolve(self, source: Source) -> Manifest:
+        """What the ref means now, to all nodes alike."""
+        peers = self.around.peers
+        if peers is None or self.place.scheme is Scheme.FILE:
+            return source.resolve(self.place)
+        manifest, told = peers.resolve(
+            self.place, self.settings.max_age_s, lambda: source.resolve(self.place)
+        )
+        if told:
+            self.report.notes.append("another node has told what the ref means")
+        return manifest
+
     def _bring(self, manifest: Manifest, source: Source, cpu_before: os.times_result) -> Snapshot:
         """Make a model of files warm."""
+        self.manifest = manifest
         self.report.model_id = manifest.model_id
         self.report.files = len(manifest.blobs())
         self._tick()  # from here on a stop must leave things in order

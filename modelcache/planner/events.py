@@ -23,6 +23,9 @@ SourceId = NewType("SourceId", str)
 _PEER: Final = "peer:"
 
 
+UNKNOWN_PEER: Final = SourceId(_PEER)  # some peer of an earlier transfer
+
+
 def peer_source(node: NodeId) -> SourceId:
     """What a peer is called among sources."""
     return SourceId(f"{_PEER}{node}")
@@ -85,7 +88,8 @@ class BlobAdded:
 
     ranges: byte ranges can be asked for; otherwise one attempt reads all from the start.
     in_order: something consumes the bytes in order (SHA-256), so chunks far apart cost memory.
-    sequence: and those of other blobs with them.
+    sequence: and those of other blobs with them. relayed: those of `done` that came from peers, in
+    an earlier transfer.
     """
 
     blob: BlobId
@@ -95,6 +99,7 @@ class BlobAdded:
     ranges: bool = True
     in_order: bool = False
     sequence: InSequence | None = None
+    relayed: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

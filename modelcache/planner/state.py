@@ -10,7 +10,7 @@ from typing import Final
 from modelcache.domain.manifests import BlobId
 from modelcache.domain.ranges import ChunkGrid
 from modelcache.planner.concurrency import Concurrency
-from modelcache.planner.events import AttemptId, BlobAdded, Run, SourceId
+from modelcache.planner.events import UNKNOWN_PEER, AttemptId, BlobAdded, Run, SourceId
 from modelcache.planner.intervals import Intervals
 from modelcache.planner.limits import PlannerLimits
 from modelcache.planner.lots import Lots
@@ -75,7 +75,8 @@ class BlobState:
         self.queued: dict[SourceId, None] = {}  # lots that stand in a queue
         self.shares: Shares | None = None  # who gives what; None while there is nobody but origins
         self.holders: dict[SourceId, None] = {}  # of a small blob: peers that have it
-        self.came_from: dict[int, SourceId] = {}  # chunks that peers gave, and nobody has audited
+        # Chunks that peers gave, and nobody has audited.
+        self.came_from = dict.fromkeys(sorted(added.relayed), UNKNOWN_PEER)
         self.doubted = 0  # rounds of audits so far
         self.audits: set[int] = set()  # chunks being audited
 

@@ -288,7 +288,8 @@ class Swarm:
 
     def _condemn(self, source: SourceId, now_s: float, actions: list[Action]) -> None:
         """A peer has lied: nothing that came from it is believed."""
-        self.quarantine(source, now_s, actions, lied=True)
+        if source in self._board.peers:
+            self.quarantine(source, now_s, actions, lied=True)
         for state in list(self._board.blobs.values()):
             chunks = [chunk for chunk, by in state.came_from.items() if by == source]
             if not chunks or (state.finished and state.complete):

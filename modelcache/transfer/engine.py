@@ -54,6 +54,7 @@ from modelcache.planner import (
     Forget,
     GiveUp,
     InSequence,
+    Paused,
     Planner,
     PlannerLimits,
     Quarantine,
@@ -147,6 +148,8 @@ class Transfer:
         self._lanes = 0  # connections that the running ones use
         self._workers: list[Worker] = []
         self._stopped = False
+        self._paused = False
+        self._introducing = False
         self._error: BaseException | None = None
         self.retries = 0
         self.hedges = 0
@@ -165,6 +168,12 @@ class Transfer:
         """Large blobs under way."""
         with self._changed:
             return [job for job in self._large if job.writer is not None]
+
+    def pause(self, *, paused: bool) -> None:
+        """Fetch nothing but what peers wait for, after the chunks that are on their way."""
+        self._paused = paused
+        if not self._introducing:
+            self.tell(Paused(paused))
 
     def limit(self, bytes_s: int) -> None:
         """Let this transfer take no more than that from anywhere; 0 means no limit."""
@@ -187,17 +196,26 @@ class Transfer:
         jobs: Sequence[BlobJob],
         *,
         assemblies: Sequence[AssemblyParts] = (),
+        introduce: Callable[[], None] | None = None,
         tick: Callable[[], None] | None = None,
         cancel: threading.Event | None = None,
     ) -> None:
         """Fetch, verify and publish every job's blob, but for those left in `busy`.
 
-        assemblies: whose every wanted blob has a job here. tick: called in this thread about ten
-        times a second. Raises the first error that ended a
-        blob for good; what the others had stored is kept. Raises Cancelled after `cancel` is set.
+        assemblies: whose every wanted blob has a job here. introduce: called when the planner knows
+        the blobs and before it may ask for any, to `tell` it of peers. tick: called in this thread
+        about ten times a second. Raises the first error that ended a blob for good; what the others
+        had stored is kept. Raises Cancelled after `cancel` is set.
         """
         try:
+            if introduce is not None:
+                self._introducing = True
+                self.tell(Paused(True))
             self._start(jobs, assemblies)
+            if introduce is not None:
+                introduce()
+                self._introducing = False
+                self.tell(Paused(self._paused))
             while not self._wait(TICK_S):
                 if tick is not None:
                     tick()
@@ -260,6 +278,7 @@ class Transfer:
             done=done,
             ranges=job.file.ranges or job.small,
             in_order=job.in_order,
+            relayed=job.relayed() & done,
         )
 
     def _wait(self, seconds: float) -> bool:

@@ -155,6 +155,11 @@ class BlobJob:
             else:
                 self._coming.pop(chunk, None)
 
+    def relayed(self) -> frozenset[int]:
+        """Stored chunks that others may not have: who gave them could not vouch for them."""
+        with self._changed:
+            return frozenset(self._done - self._served)
+
     def serve(self, chunk: int) -> None:
         """Others may have a stored chunk from now on."""
         with self._changed:

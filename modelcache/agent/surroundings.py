@@ -1,0 +1,79 @@
+"""What a pull has around it: what it shares with others, its peers, and who steers it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from modelcache.config import Settings
+from modelcache.domain.manifests import Manifest
+from modelcache.domain.members import NodeId
+from modelcache.domain.refs import Ref
+from modelcache.transfer.engine import Transfer
+from modelcache.transfer.jobs import BlobJob, PeerSources
+from modelcache.transfer.shared import Shared
+
+
+class Control(Protocol):
+    """How somebody else steers a pull while it runs."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether something more urgent has the bandwidth."""
+        ...
+
+    @property
+    def priority(self) -> int:
+        """0 to 100; peers that are asked see it."""
+        ...
+
+    @property
+    def limit_bytes_s(self) -> int:
+        """Most bytes a second; 0 means no limit."""
+        ...
+
+    def attach(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Have `changed` called after every change; returns what ends that."""
+        ...
+
+
+class Peers(PeerSources, Protocol):
+    """The other nodes, as a pull knows them."""
+
+    me: NodeId
+
+    def joined(
+        self, transfer: Transfer, jobs: Sequence[BlobJob], manifest: Manifest, priority: int
+    ) -> AbstractContextManager[Callable[[], None]]:
+        """Share a transfer's chunks with others while it runs.
+
+        What it yields tells them, and the transfer about them; to be called when the transfer
+        knows its blobs, and before it asks for anything.
+        """
+        ...
+
+    def resolve(
+        self, ref: Ref, max_age_s: float, ask: Callable[[], Manifest]
+    ) -> tuple[Manifest, bool]:
+        """What a ref means, as all nodes that ask now understand it.
+
+        ask: asks the origin. The second: whether another node has answered. Raises what `ask`
+        raises if nobody else knows.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """See the module. peers: None on a node that has none."""
+
+    shared: Shared
+    peers: Peers | None = None
+    control: Control | None = None
+
+    @classmethod
+    def alone(cls, settings: Settings) -> Surroundings:
+        """Of a pull that nobody shares anything with."""
+        return cls(Shared(settings.transfer))
