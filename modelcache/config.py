@@ -193,6 +193,24 @@ class FileSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SwarmSettings:
+    """How nodes work together. The limits on origins are of all nodes of a cell together."""
+
+    cell_members_max: int = 64
+    """Most nodes that exchange chunks; larger zones are cut into equal cells."""
+    announce_s: float = 2.0
+    """How often a node that fetches tells the others."""
+    agree_s: float = 15.0
+    """For how long a node that resolves a ref for all gives the same answer."""
+    origin_connections: int = 0
+    """Most connections to origins, of all nodes of a cell; 0 means no limit."""
+    origin_bytes_s: int = 0
+    """Most bytes a second from origins, of all nodes of a cell; 0 means no limit."""
+    origin_requests_s: int = 0
+    """Most requests a second for weights to origins, of all nodes of a cell; 0 means no limit."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All groups."""
 
@@ -205,6 +223,7 @@ class Settings:
     http: HttpSettings = field(default_factory=HttpSettings)
     file: FileSettings = field(default_factory=FileSettings)
     mirrors: MirrorSettings = field(default_factory=MirrorSettings)
+    swarm: SwarmSettings = field(default_factory=SwarmSettings)
     max_age_s: float = 0.0
     """How long a resolved ref is believed without asking its origin again."""
 

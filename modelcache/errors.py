@@ -72,6 +72,12 @@ class CredentialsExpired(SourceUnavailable):
     code = "credentials_expired"
 
 
+class NotYet(SourceUnavailable):
+    """A peer that is still fetching does not have this chunk: ask it again a little later."""
+
+    code = "not_yet"
+
+
 class SourceRefused(ModelcacheError):
     """The origin said no, and will go on saying no until somebody changes something there."""
 
@@ -82,6 +88,12 @@ class NotFound(SourceRefused):
     """No such host, bucket, key or page; or a prefix that matches nothing."""
 
     code = "not_found"
+
+
+class NotHeld(SourceRefused):
+    """A peer does not have this blob, and will not have it soon: ask somebody else."""
+
+    code = "not_held"
 
 
 class Forbidden(SourceRefused):

@@ -124,10 +124,10 @@ class Engine:
         from modelcache.agent.pulling import pull_from_any  # noqa: PLC0415 - see the module
         from modelcache.agent.surroundings import Surroundings  # noqa: PLC0415
 
-        around = Surroundings(self._shared(), self.peers, control)
+        around = Surroundings(self.shared(), self.peers, control)
         return pull_from_any(self.settings, self.store, ref, progress, cancel, around=around)
 
-    def _shared(self) -> Shared:
+    def shared(self) -> Shared:
         """What all transfers of this engine share."""
         from modelcache.transfer.shared import Shared  # noqa: PLC0415 - see the module
 

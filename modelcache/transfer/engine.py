@@ -27,6 +27,7 @@ from modelcache.errors import (
     CredentialsExpired,
     DigestMismatch,
     ModelcacheError,
+    NotYet,
     SourceRefused,
     SourceUnavailable,
     StoreError,
@@ -62,6 +63,7 @@ from modelcache.planner import (
     SwarmEvent,
     TimerDue,
     Wake,
+    peer_of,
 )
 from modelcache.store import BlobBusy, BlobWriter, SmallBlobs
 from modelcache.transfer.assemblies import AssemblyCheck, AssemblyParts
@@ -80,6 +82,7 @@ STOP_WAIT_S: Final = 60.0  # workers end within their stall timeout; a hung disk
 OpenWriter = Callable[[BlobJob], BlobWriter]
 
 _REMEDIES: Final = (  # the first that fits
+    (NotYet, Remedy.NOT_YET),
     (Throttled, Remedy.THROTTLED),
     (CredentialsExpired, Remedy.RENEW),
     (SourceUnavailable, Remedy.RETRY),
@@ -116,6 +119,8 @@ class Transfer:
         )
         self.busy: list[BlobJob] = []  # blobs that somebody else is fetching
         self.on_quarantine: Callable[[Quarantine], None] | None = None  # called under the lock
+        # An origin has asked for less: after how many seconds it may be asked again, if it said so.
+        self.on_throttled: Callable[[float | None], None] | None = None
         self.on_stored: Callable[[BlobJob], None] | None = None  # a large blob is published
         self._settings = settings
         self._planner = Planner(limits, me)
@@ -126,7 +131,7 @@ class Transfer:
         self._tools = Tools(
             settings=settings,
             pool=pool,
-            origin_pacer=shared.origin_pacer,
+            shared=shared,
             pacer=Pacer(0),
             idle=IdleConnections(limits.connections_max),
             small=small,
@@ -486,15 +491,20 @@ class Transfer:
         failure = failure_of(error)
         if failure.remedy is Remedy.CANCELLED:
             return None
+        throttled = None
         with self._changed:
             self.retries += 1
             source = self._report.sources.setdefault(fetch.source, SourceReport())
             source.failures[failure.code] = source.failures.get(failure.code, 0) + 1
+            if isinstance(error, Throttled) and peer_of(fetch.source) is None:
+                throttled = self.on_throttled
             job = self._jobs.get(worker.blob) if worker.blob else None
             if job is not None:
                 corrupt = isinstance(error, DigestMismatch)
                 job.error = damaged(error.message) if corrupt else error
             self._note(f"{failure.remedy} {self._describe(fetch)}: {error.message}")
+        if throttled is not None:
+            throttled(failure.retry_after_s)
         return worker.blob if failure.remedy is Remedy.REFUSED else None
 
     def _chunk_stored(self, attempt: AttemptId, job: BlobJob, chunk: int) -> None:

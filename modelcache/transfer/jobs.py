@@ -193,6 +193,10 @@ class BlobJob:
             chunks = bitmap(self._served | self._coming.keys(), self.grid.count)
         return Holding(self.file.blob, HoldingState.FETCHING, self.grid, chunks)
 
+    def nothing(self) -> Holding:
+        """What others may ask for when it is not fetched any more."""
+        return Holding(self.file.blob, HoldingState.NONE, self.grid)
+
     def lose(self, chunks: list[int]) -> None:
         """These chunks are not stored after all."""
         with self._changed:

@@ -15,7 +15,9 @@ from modelcache.transfer.bodies import Body, LocalBody, check_length
 from modelcache.transfer.connections import IdleConnections
 from modelcache.transfer.http1 import HttpConnection, ResponseHead, endpoint_of
 from modelcache.transfer.jobs import BlobJob
+from modelcache.transfer.pacing import Pacer
 from modelcache.transfer.report import SourceReport, WorkerTimes
+from modelcache.transfer.shared import REQUEST_UNITS
 
 
 @dataclass(slots=True)
@@ -37,8 +39,15 @@ class Requests:
     """Not thread-safe, except for `abort`."""
 
     def __init__(
-        self, settings: TransferSettings, idle: IdleConnections, times: WorkerTimes
+        self,
+        settings: TransferSettings,
+        idle: IdleConnections,
+        times: WorkerTimes,
+        *,
+        pacer: Pacer | None = None,
     ) -> None:
+        """pacer: of requests to origins, in REQUEST_UNITS."""
+        self._pacer = pacer
         self.first_byte_s = 0.0  # of the last request
         self._settings = settings
         self._times = times
@@ -61,6 +70,8 @@ class Requests:
         self._times.signing_s += signed_s - started_s
         report.requests += 1
         peer = peer_of(source_id) is not None
+        if self._pacer is not None and not peer:
+            self._pacer.spend(REQUEST_UNITS)
         if not job.file.ranges and not peer:
             span = None
         exchange = Exchange(job, job.asked(source_id), span, report, signed_s)

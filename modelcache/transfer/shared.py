@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Final
 
 from modelcache.config import TransferSettings
 from modelcache.transfer.buffers import BufferPool
 from modelcache.transfer.pacing import Pacer
 
+REQUEST_UNITS: Final = 1000  # what one request takes from the pacer of requests
+
 
 class Shared:
-    """One pool of buffers and one limit on what comes from origins."""
+    """One pool of buffers, and the limits on what comes from origins."""
 
     def __init__(self, settings: TransferSettings) -> None:
         self._settings = settings
+        self.cluster_pacer = Pacer(0)  # this node's part of what all nodes may take
+        self.request_pacer = Pacer(0)  # the same, in REQUEST_UNITS
 
     @cached_property
     def pool(self) -> BufferPool:

@@ -24,6 +24,7 @@ from modelcache.transfer.jobs import BlobJob
 from modelcache.transfer.pacing import STEP_BYTES, Pacer
 from modelcache.transfer.report import SourceReport, WorkerTimes
 from modelcache.transfer.requests import Requests
+from modelcache.transfer.shared import Shared
 
 
 @dataclass(slots=True)
@@ -32,7 +33,7 @@ class Tools:
 
     settings: TransferSettings
     pool: BufferPool
-    origin_pacer: Pacer  # for what comes from origins, of all transfers
+    shared: Shared
     pacer: Pacer  # for all of this transfer
     idle: IdleConnections
     small: SmallBlobs
@@ -43,7 +44,7 @@ class Tools:
     @property
     def pacers(self) -> tuple[Pacer, ...]:
         """What holds back bytes from origins."""
-        return (self.origin_pacer, self.pacer)
+        return (self.shared.origin_pacer, self.shared.cluster_pacer, self.pacer)
 
     small_stored: Callable[[AttemptId, list[BlobJob]], None]
 
@@ -78,7 +79,9 @@ class Worker:
         self.received_bytes = 0  # of the chunk on its way, for progress
         self.blob: BlobId | None = None  # the one being read, which is at fault if that fails
         self._tools = tools
-        self._requests = Requests(tools.settings, tools.idle, self.times)
+        self._requests = Requests(
+            tools.settings, tools.idle, self.times, pacer=tools.shared.request_pacer
+        )
         self._aborted = False
         self._curtailed = False
         self._pacers = tools.pacers
