@@ -27,7 +27,7 @@ from modelcache.sources.source import LocalTarget, Source
 from modelcache.store import BlobBusy, BlobWriter, SmallBlobs, Store, WriteMode
 from modelcache.transfer.assemblies import AssemblyParts
 from modelcache.transfer.checks import Sink, best_checksum
-from modelcache.transfer.engine import Transfer
+from modelcache.transfer.engine import SHARED_SMALL_BYTES, Transfer
 from modelcache.transfer.jobs import BlobJob
 from modelcache.transfer.memory import cheap_memory_bytes
 from modelcache.transfer.policy import write_mode as mode_of
@@ -204,7 +204,8 @@ class Fetching:
     def _job(self, file: File, source: Source, *, resume: bool) -> BlobJob:
         grid = ChunkGrid(file.size_bytes, self.settings.store.chunk_bytes)
         sink = self.sinks.get(file.blob)
-        small = file.size_bytes <= BLOCK_BYTES and sink is None
+        small_bytes = BLOCK_BYTES if self.around.peers is None else SHARED_SMALL_BYTES
+        small = file.size_bytes <= small_bytes and sink is None
         source_id = SourceId(self.place.redacted().partition("?")[0])
         peers = self.around.peers
         job = BlobJob(file, grid, source, source_id, small=small, peers=peers)

@@ -104,9 +104,7 @@ class Pull(Fetching):
         peers = self.around.peers
         if peers is None or self.place.scheme is Scheme.FILE:
             return source.resolve(self.place)
-        manifest, told = peers.resolve(
-            self.place, self.settings.max_age_s, lambda: source.resolve(self.place)
-        )
+        manifest, told = peers.resolve(self.place, lambda: source.resolve(self.place))
         if told:
             self.report.notes.append("another node has told what the ref means")
         return manifest

@@ -54,9 +54,7 @@ class Peers(PeerSources, Protocol):
         """
         ...
 
-    def resolve(
-        self, ref: Ref, max_age_s: float, ask: Callable[[], Manifest]
-    ) -> tuple[Manifest, bool]:
+    def resolve(self, ref: Ref, ask: Callable[[], Manifest]) -> tuple[Manifest, bool]:
         """What a ref means, as all nodes that ask now understand it.
 
         ask: asks the origin. The second: whether another node has answered. Raises what `ask`

@@ -67,6 +67,12 @@ class Ring:
             self._owners[chunk], self._scores[chunk] = self._best(chunk, self._nodes)
         return moved
 
+    def second(self, chunk: int) -> str:
+        """Who would own the chunk without its owner; NOBODY where there is no second node."""
+        owner = self._owners[chunk]
+        others = {node: seed for node, seed in self._nodes.items() if node != owner}
+        return self._best(chunk, others)[0]
+
     def _best(self, chunk: int, nodes: dict[str, int]) -> tuple[str, int]:
         name = self._names[chunk]
         best, best_score = NOBODY, -1

@@ -2,6 +2,7 @@
 
 from modelcache.planner.events import (
     Action,
+    Announce,
     AttemptEnded,
     AttemptFailed,
     AttemptId,
@@ -43,6 +44,7 @@ from modelcache.planner.planner import NOBODY, Planner
 __all__ = [
     "NOBODY",
     "Action",
+    "Announce",
     "AttemptEnded",
     "AttemptFailed",
     "AttemptId",

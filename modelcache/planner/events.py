@@ -272,6 +272,11 @@ class Quarantine:
 
 
 @dataclass(frozen=True, slots=True)
+class Announce:
+    """Tell peers soon what is here and coming: it is something that they do not expect."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """End this attempt; what it still had to bring is there already, or not wanted."""
 
@@ -323,4 +328,4 @@ Event = (
     | SwarmEvent
     | TimerDue
 )
-Action = Fetch | Cancel | Curtail | Forget | Finish | GiveUp | Quarantine | Wake
+Action = Fetch | Announce | Cancel | Curtail | Forget | Finish | GiveUp | Quarantine | Wake

@@ -66,9 +66,14 @@ class Intervals:
         index = bisect_left(self._runs, number + 1, key=lambda run: run[1])
         return index < len(self._runs) and self._runs[index][0] <= number
 
-    def last(self) -> int:
-        """The largest number. The set must not be empty."""
-        return self._runs[-1][1] - 1
+    def last_ones(self, most: int) -> list[int]:
+        """Up to `most` numbers, the largest first."""
+        found: list[int] = []
+        for first, end in reversed(self._runs):
+            found.extend(reversed(range(max(first, end - most + len(found)), end)))
+            if len(found) == most:
+                break
+        return found
 
     def take(self, most: int) -> tuple[int, int]:
         """Remove and return the first run, cut to `most` numbers. The set must not be empty."""

@@ -48,6 +48,8 @@ class PlannerLimits:
     """Never hedge sooner: cheaper to wait."""
     hedge_unknown_s: float = 10.0
     """When to hedge with fewer than `hedge_samples_min` finished chunks to compare with."""
+    hedge_unknown_peer_s: float = 30.0
+    """The same for a peer that fetches itself: it may wait for its origin as long as we would."""
     hedge_samples_min: int = 4
     hedge_share: float = 0.05
     """Most bytes hedged, as a share of all bytes planned (and always one chunk)."""
@@ -65,7 +67,7 @@ class PlannerLimits:
     """Most requests at one peer that has everything."""
     peers_share: float = 0.875
     """Of `connections_max`, what requests to peers may take; the rest is for origins."""
-    seed_share: float = 2.0
+    seed_share: float = 1.0
     """An origin is read by all that fetch: each opens this share of its limit, divided by them."""
     seed_left_share: int = 4
     """Chunks on their way from a seed are at most a quarter of those still to be read from it: a
@@ -74,13 +76,12 @@ class PlannerLimits:
     """Pause before a peer is asked again that did not have a chunk yet and did not say how long."""
     check_every_s: float = 1.0
     """How often stragglers among peers are looked for while chunks wait."""
-    slow_peer_factor: float = 3.0
-    """A peer is slow when its share will take this many times longer than that of the others."""
-    slow_peer_min_s: float = 3.0
-    """And this much longer: less is not worth reading its share again."""
     steal_factor: float = 2.0
-    """Origins are asked for what is others' share when they alone would be this many times faster
-    than the peers."""
+    """Work is taken over from a peer whose share will take this many times longer than a chunk
+    takes from the origin."""
+    steal_s: float = 10.0
+    """And in no order, where peers would take longer than this, and so many times longer than
+    origins alone. Less is the end of any transfer, where a guess is as good as another."""
     rate_memory_s: float = 5.0
     """Over which a peer's rate is averaged."""
     quarantine_first_s: float = 2.0

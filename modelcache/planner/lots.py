@@ -86,11 +86,10 @@ class Lots:
         self._took(first, end)
         return first, end
 
-    def take_last(self, source: SourceId) -> int:
-        """Remove and return the last chunk of a lot. The lot must not be empty."""
-        chunk = self._lots[source].last()
-        self.discard(chunk)
-        return chunk
+    def last_ones(self, source: SourceId, most: int) -> list[int]:
+        """Up to `most` chunks of a lot, the last first."""
+        lot = self._lots.get(source)
+        return lot.last_ones(most) if lot is not None else []
 
     def move(self, chunks: Iterable[int]) -> None:
         """Assign those of these chunks anew that wait."""

@@ -461,7 +461,6 @@ class Planner:
                 return
             if not self._swarm.due(now_s):
                 return
-            self._hedge(now_s, actions)
             if not self._swarm.check(now_s, actions):
                 return
 
@@ -474,7 +473,10 @@ class Planner:
             blob, chunk = attempt.remaining[0]
             state = self._blobs[blob]
             size = state.grid.span(chunk).size_bytes
-            budget = max(state.grid.chunk_bytes, self._limits.hedge_share * board.planned_bytes)
+            # What every node of a swarm may do has to be little for all of them.
+            nodes = state.shares.fetchers if state.shares is not None else 1
+            share = self._limits.hedge_share * board.planned_bytes / nodes
+            budget = max(state.grid.chunk_bytes, share)
             source = self._second_source(state, chunk, attempt, now_s)
             if source is None or board.hedged_bytes + size > budget:
                 continue

@@ -131,6 +131,15 @@ class Shares:
         self._mine.add(chunk)
         return True
 
+    def node_has(self, node: NodeId, chunk: int) -> bool:
+        """Whether one node has said that it can give a chunk."""
+        holding = self._holdings.get(node)
+        return holding is not None and holding.has(chunk)
+
+    def second(self, chunk: int) -> str:
+        """Who would own a chunk if its owner were not there."""
+        return self._ring.second(chunk)
+
     def has(self, chunk: int) -> list[NodeId]:
         """The nodes that can give a chunk at once, sorted."""
         return [node for node in sorted(self._holdings) if self._holdings[node].has(chunk)]

@@ -178,11 +178,15 @@ class SourceState:
         """Bytes a second over the last `memory_s` or so."""
         return self.total_rate * exp((self._rated_at_s - now_s) / memory_s)
 
+    def unknown_s(self, limits: PlannerLimits) -> float:
+        """After how many seconds it is one, with nothing to compare with."""
+        return limits.hedge_unknown_s
+
     def slow_s(self, limits: PlannerLimits, *, small: bool) -> float:
         """After how many seconds a chunk on its way is a straggler."""
         samples = self.durations[small]
         if len(samples) < limits.hedge_samples_min:
-            return limits.hedge_unknown_s
+            return self.unknown_s(limits)
         late = sorted(samples)[(len(samples) * 95) // 100]
         return max(limits.hedge_min_s, limits.hedge_factor * late)
 
@@ -204,6 +208,10 @@ class PeerState(SourceState):
         self.quarantines = 0  # in a row
         self.turn = 0  # when it was asked last, in the order of all askings
         self.late = 0  # attempts in a row that were hedged before anything came
+
+    def unknown_s(self, limits: PlannerLimits) -> float:
+        """See SourceState."""
+        return limits.hedge_unknown_peer_s
 
 
 @dataclass(slots=True)

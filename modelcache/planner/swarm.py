@@ -1,7 +1,7 @@
 """Peers: who has joined, who is left alone for a while, and who has lied.
 
 It turns what peers say and do into shares of the work (`Shares`), which is all that dispatch looks
-at. It owns quarantine, the search for stragglers, and audits.
+at. It owns quarantine, what is taken over from stragglers, and audits.
 
 An audit finds out who gave wrong bytes, once a blob is complete and not what its origin says. Of
 what each peer gave, more and more chunks are read again from the origin: twice as many in each
@@ -10,7 +10,7 @@ round. The first that differs tells who lied; all that came from there is fetche
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from modelcache.domain.holdings import HoldingState
@@ -19,6 +19,7 @@ from modelcache.planner.board import Board
 from modelcache.planner.dispatch import Dispatch
 from modelcache.planner.events import (
     Action,
+    Announce,
     ChunkAudited,
     ChunkWanted,
     Forget,
@@ -27,12 +28,12 @@ from modelcache.planner.events import (
     SourceId,
     peer_of,
 )
-from modelcache.planner.lots import ORIGIN
 from modelcache.planner.shares import Shares
-from modelcache.planner.state import BlobState, PeerState
+from modelcache.planner.state import BlobState, PeerState, SourceState
 
 AUDITS_FIRST: Final = 1  # chunks of each peer in the first round: a liar rarely lies once
-STEALS_MAX: Final = 8  # chunks taken from peers' shares at one check
+STEALS_MAX: Final = 8  # chunks taken from a peer's share at one check
+TAKE_OVER_LOOK: Final = 256  # chunks looked at for one that would be ours
 
 
 class Swarm:
@@ -146,13 +147,25 @@ class Swarm:
     # Stragglers
 
     def check(self, now_s: float, actions: list[Action]) -> bool:
-        """Look for peers whose share will come too late; True if chunks were moved.
+        """Take work over from peers whose share will come late; True if chunks were moved.
 
-        Call it when it is due and nothing more can be asked of anybody: then it is peers that hold
-        us up.
+        Call it when it is due and nothing more can be asked of anybody. It does something only when
+        our own share is read: then it is peers that hold us up, and origins have room for more.
         """
         self._check_s = now_s + self._limits.check_every_s
-        return self._leave_straggler(now_s, actions) or self._steal(now_s)
+        board = self._board
+        if board.large or not board.sources:
+            return False
+        backlogs = [(self._backlog_s(source, now_s), source) for source in board.shares]
+        longest_s, longest = max(backlogs)
+        if longest_s <= self._limits.steal_factor * self._usual_s(board.sources.values()):
+            return False
+        moved = self._take_over(longest)
+        if not moved and longest_s > self._limits.steal_s and self._is_quicker(longest_s):
+            moved = self._take_last(longest)
+        if moved:
+            actions.append(Announce())
+        return moved
 
     def late(self, source: SourceId, now_s: float, actions: list[Action]) -> None:
         """An attempt at a peer has been hedged: two in a row, and nothing came in between."""
@@ -161,58 +174,66 @@ class Swarm:
         if peer.late > 1:
             self.quarantine(source, now_s, actions)
 
+    def _take_over(self, source: SourceId) -> bool:
+        """Read what a peer has not read yet and would be ours if it were not there.
+
+        No two nodes take over the same chunk that way. The owner hears of it at once, and asks here
+        for the chunk when it comes to it.
+        """
+        board = self._board
+        node = peer_of(source)
+        looked = 0
+        for _, _, blob in reversed(board.shares[source]):
+            state = board.blobs[blob]
+            shares = state.shares
+            if shares is None or node is None or shares.complete:
+                continue
+            for chunk in state.pending.last_ones(source, TAKE_OVER_LOOK):
+                looked += 1
+                if not shares.node_has(node, chunk) and shares.second(chunk) == board.me:
+                    self._make_mine(state, chunk)
+                    return True
+            if looked >= TAKE_OVER_LOOK:
+                break
+        return False
+
+    def _take_last(self, source: SourceId) -> bool:
+        """Read what a peer may have read: origins are so much faster than peers together."""
+        moved = False
+        for _ in range(STEALS_MAX):
+            queue = self._board.shares.get(source)
+            if not queue:
+                break
+            state = self._board.blobs[queue[-1][2]]
+            if state.shares is None or state.shares.complete:
+                break
+            (chunk,) = state.pending.last_ones(source, 1)
+            self._make_mine(state, chunk)
+            moved = True
+        return moved
+
+    def _make_mine(self, state: BlobState, chunk: int) -> None:
+        assert state.shares is not None, "peers have shares"  # noqa: S101
+        state.shares.expected(chunk)
+        state.pending.move((chunk,))
+        self._board.settle_all(state)
+
     def _backlog_s(self, source: SourceId, now_s: float) -> float:
         """How long what a peer still owes will take at its present rate."""
         board = self._board
         peer = board.peers[source]
-        owed = peer.in_flight * self._chunk_bytes(source) + sum(
+        queue = board.shares[source]
+        owed = peer.in_flight * board.blobs[queue[0][2]].grid.chunk_bytes + sum(
             board.blobs[blob].pending.count(source) * board.blobs[blob].grid.chunk_bytes
-            for _, _, blob in board.shares.get(source, ())
+            for _, _, blob in queue
         )
         rate = peer.rate_at(now_s, self._limits.rate_memory_s)
         return owed / max(rate, 1.0)
 
-    def _chunk_bytes(self, source: SourceId) -> int:
-        queue = self._board.shares.get(source)
-        return self._board.blobs[queue[0][2]].grid.chunk_bytes if queue else 0
-
-    def _leave_straggler(self, now_s: float, actions: list[Action]) -> bool:
-        """Leave out the one peer that will be done long after all others, ourselves included."""
-        backlogs = sorted(
-            (self._backlog_s(source, now_s), source)
-            for source, peer in self._board.peers.items()
-            if len(peer.durations[0]) >= self._limits.hedge_samples_min
-            and (peer.in_flight or source in self._board.shares)
-        )
-        if not backlogs:
-            return False
-        slowest_s, slowest = backlogs[-1]
-        others_s = backlogs[len(backlogs) // 2][0] if len(backlogs) > 2 else 0.0  # noqa: PLR2004
-        others_s = max(others_s, self._own_s(now_s))
-        limits = self._limits
-        if slowest_s <= max(limits.slow_peer_factor * others_s, others_s + limits.slow_peer_min_s):
-            return False
-        if len(backlogs) <= 2 and not self._is_quicker(slowest_s):  # noqa: PLR2004 - no majority
-            return False
-        self.quarantine(slowest, now_s, actions)
-        return True
-
-    def _own_s(self, now_s: float) -> float:
-        """How long our own share will take."""
-        board = self._board
-        left = sum(
-            board.blobs[blob].pending.count(ORIGIN) * board.blobs[blob].grid.chunk_bytes
-            for _, _, blob in board.large
-        )
-        rate = sum(
-            source.rate_at(now_s, self._limits.rate_memory_s) for source in board.sources.values()
-        )
-        return left / max(rate, 1.0) if left else 0.0
-
-    def _knows_rates(self) -> bool:
-        """Whether enough has come from peers to judge them by."""
-        peers = self._board.peers.values()
-        return any(len(peer.durations[0]) >= self._limits.hedge_samples_min for peer in peers)
+    def _usual_s(self, sources: Iterable[SourceState]) -> float:
+        """How long a chunk usually takes from these."""
+        samples = sorted(seconds for source in sources for seconds in source.durations[0])
+        return samples[len(samples) // 2] if samples else self._limits.hedge_unknown_s
 
     def _is_quicker(self, peers_s: float) -> bool:
         """Whether origins alone would bring all that peers owe in much less than `peers_s`."""
@@ -224,33 +245,6 @@ class Swarm:
             for _, _, blob in queue
         )
         return rate > 0 and self._limits.steal_factor * owed / rate < peers_s
-
-    def _steal(self, now_s: float) -> bool:
-        """Read from the origin what peers are long in giving, if it is that much faster.
-
-        From the end of the longest share: its owner is likely to come there last.
-        """
-        board = self._board
-        if board.large or not board.sources or not self._knows_rates():
-            return False
-        backlogs = [(self._backlog_s(source, now_s), source) for source in board.shares]
-        longest_s, longest = max(backlogs)
-        if longest_s < self._limits.slow_peer_min_s or not self._is_quicker(longest_s):
-            return False
-        moved = False
-        for _ in range(STEALS_MAX):
-            queue = board.shares.get(longest)
-            if not queue:
-                break
-            state = board.blobs[queue[-1][2]]
-            if state.shares is None or state.shares.complete:
-                break
-            chunk = state.pending.take_last(longest)
-            state.shares.expected(chunk)
-            state.pending.add(chunk, chunk + 1)
-            board.settle_all(state)
-            moved = True
-        return moved
 
     # Audits
 

@@ -36,6 +36,7 @@ from modelcache.errors import (
 from modelcache.planner import (
     NOBODY,
     Action,
+    Announce,
     AttemptEnded,
     AttemptFailed,
     AttemptId,
@@ -75,6 +76,7 @@ from modelcache.transfer.report import Report, SourceReport
 from modelcache.transfer.shared import Shared
 from modelcache.transfer.worker import Tools, Worker
 
+SHARED_SMALL_BYTES: Final = 256 << 10  # among peers, what is larger is read from origins once
 TICK_S: Final = 0.1  # progress and cancellation are looked at this often
 EVENTS_MAX: Final = 200  # lines of trouble kept for the report
 STOP_WAIT_S: Final = 60.0  # workers end within their stall timeout; a hung disk may take longer
@@ -112,7 +114,7 @@ class Transfer:
         shared = shared or Shared(settings)
         pool = shared.pool
         limits = PlannerLimits(
-            batch_blob_bytes=BLOCK_BYTES,
+            batch_blob_bytes=BLOCK_BYTES if me == NOBODY else SHARED_SMALL_BYTES,
             connections_start=settings.connections_start,
             connections_max=max(1, min(settings.connections_max, pool.blocks // 2)),
             retries_max=settings.retries_max,
@@ -121,6 +123,7 @@ class Transfer:
         self.on_quarantine: Callable[[Quarantine], None] | None = None  # called under the lock
         # An origin has asked for less: after how many seconds it may be asked again, if it said so.
         self.on_throttled: Callable[[float | None], None] | None = None
+        self.on_news: Callable[[], None] | None = None  # peers should hear; under the lock
         self.on_stored: Callable[[BlobJob], None] | None = None  # a large blob is published
         self._settings = settings
         self._planner = Planner(limits, me)
@@ -343,6 +346,9 @@ class Transfer:
                     worker.abort()
                 else:
                     self._withdraw(attempt)
+            case Announce():
+                if self.on_news is not None:
+                    self.on_news()
             case Curtail(attempt):
                 worker = self._running.get(attempt)
                 if worker is not None:
