@@ -3,11 +3,16 @@
 Thaler and Ravishankar, "Using name-based mappings to increase hit rates" (1998): each node gets a
 score for each chunk, the highest owns it. When a node comes it takes its share from all others
 evenly, and when one leaves only its own chunks move.
+
+Shares drawn by hash differ: of 64 nodes the busiest would serve a fifth more than the mean, and all
+would wait for it. So no node owns more than its even part, rounded up: what it scored lowest on
+goes to the best of those that have room (Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing
+with bounded loads", 2018, with no slack, for a move costs nothing but the move).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import xxhash
@@ -22,17 +27,18 @@ class Ring:
     """The owners of one blob's chunks among nodes that come and go.
 
     Keeps the best score of every chunk, so that a node that comes costs one hash a chunk. Costs
-    about 100 bytes a chunk.
+    about 150 bytes a chunk.
     """
 
-    __slots__ = ("_names", "_nodes", "_owners", "_scores")
+    __slots__ = ("_best", "_names", "_nodes", "_owners", "_scores")
 
     def __init__(self, blob: BlobId, count: int) -> None:
         """count: chunks of the blob."""
         self._names = [f"{blob}/{chunk}".encode() for chunk in range(count)]
         self._nodes: dict[str, int] = {}  # and their seeds
-        self._owners = [NOBODY] * count
+        self._best = [NOBODY] * count  # by score alone
         self._scores = [-1] * count
+        self._owners = [NOBODY] * count
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -44,36 +50,57 @@ class Ring:
         return self._owners[chunk]
 
     def add(self, node: str) -> list[int]:
-        """Let a node in; returns the chunks it owns now. Idempotent."""
+        """Let a node in; returns the chunks that have another owner now. Idempotent."""
         if node in self._nodes:
             return []
         seed = self._nodes[node] = _score(node.encode())
-        owners, scores = self._owners, self._scores
-        gained = []
+        best, scores = self._best, self._scores
         for chunk, name in enumerate(self._names):
             score = _score(name, seed)
             if score > scores[chunk]:
                 scores[chunk] = score
-                owners[chunk] = node
-                gained.append(chunk)
-        return gained
+                best[chunk] = node
+        return self._balance()
 
     def remove(self, node: str) -> list[int]:
         """Take a node out; returns the chunks that have another owner now. Idempotent."""
         if self._nodes.pop(node, None) is None:
             return []
-        moved = [chunk for chunk, owner in enumerate(self._owners) if owner == node]
-        for chunk in moved:
-            self._owners[chunk], self._scores[chunk] = self._best(chunk, self._nodes)
-        return moved
+        for chunk, owner in enumerate(self._best):
+            if owner == node:
+                self._best[chunk], self._scores[chunk] = self._rank(chunk, self._nodes)
+        return self._balance()
 
     def second(self, chunk: int) -> str:
         """Who would own the chunk without its owner; NOBODY where there is no second node."""
         owner = self._owners[chunk]
         others = {node: seed for node, seed in self._nodes.items() if node != owner}
-        return self._best(chunk, others)[0]
+        return self._rank(chunk, others)[0]
 
-    def _best(self, chunk: int, nodes: dict[str, int]) -> tuple[str, int]:
+    def _balance(self) -> list[int]:
+        """Give everybody an even part; returns the chunks that have another owner now."""
+        owners = list(self._best)
+        if len(self._nodes) > 1:
+            most = -(-len(owners) // len(self._nodes))
+            loads: dict[str, list[int]] = {node: [] for node in self._nodes}
+            for chunk, node in enumerate(owners):
+                loads[node].append(chunk)
+            surplus: list[int] = []
+            room: dict[str, int] = {}
+            for node, owned in loads.items():
+                room[node] = most - len(owned)
+                if len(owned) > most:
+                    owned.sort(key=self._scores.__getitem__, reverse=True)
+                    surplus += owned[most:]
+                    room[node] = 0
+            for chunk in sorted(surplus):
+                free = {node: self._nodes[node] for node, left in room.items() if left}
+                owners[chunk], _ = self._rank(chunk, free)
+                room[owners[chunk]] -= 1
+        before, self._owners = self._owners, owners
+        return [chunk for chunk, owner in enumerate(owners) if owner != before[chunk]]
+
+    def _rank(self, chunk: int, nodes: Mapping[str, int]) -> tuple[str, int]:
         name = self._names[chunk]
         best, best_score = NOBODY, -1
         for node, seed in nodes.items():

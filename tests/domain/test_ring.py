@@ -24,14 +24,21 @@ def test_an_empty_ring_has_no_owners() -> None:
     assert Ring(BLOB, 1).owner(0) == NOBODY
 
 
-def test_shares_are_about_even() -> None:
-    ring = Ring(BLOB, 8000)
-    for node in NODES[:8]:
+def test_nobody_owns_more_than_an_even_share() -> None:
+    for count in (7, 8, 100, 803):
+        ring = Ring(BLOB, count)
+        for node in NODES[:8]:
+            ring.add(node)
+        shares = Counter(owners(ring, count))
+        assert max(shares.values()) == -(-count // 8)
+
+
+def test_a_node_more_takes_its_share_and_moves_little_else() -> None:
+    ring = Ring(BLOB, 4000)
+    for node in NODES[:9]:
         ring.add(node)
-    shares = Counter(owners(ring, 8000))
-    assert len(shares) == 8
-    assert min(shares.values()) > 850
-    assert max(shares.values()) < 1150
+    moved = ring.add(NODES[9])
+    assert 400 <= len(moved) < 700
 
 
 @given(steps=st.lists(st.tuples(st.booleans(), st.sampled_from(NODES)), max_size=30))
