@@ -19,15 +19,19 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from modelcache.domain.addresses import EVERYWHERE, is_zone, parse_address, parse_member
+from modelcache.domain.listening import default_socket, parse_listen
 from modelcache.domain.mirrors import parse_rewrites
 from modelcache.domain.ranges import CHUNK_BYTES_DEFAULT, MIB
-from modelcache.errors import InvalidConfig
+from modelcache.domain.wanted import PRIORITY_MAX
+from modelcache.errors import InvalidConfig, UsageError
 
 ENVIRONMENT_PREFIX: Final = "MODELCACHE_"
 BLOCK_BYTES: Final = 2 * MIB  # one read, one hash, one write; divides every chunk size
@@ -50,6 +54,22 @@ class LocalCopy(StrEnum):
     REFLINK = "reflink"
     HARDLINK = "hardlink"
     COPY = "copy"
+
+
+class LogFormat(StrEnum):
+    """How the agent writes its log."""
+
+    JSON = "json"
+    CONSOLE = "console"
+
+
+class LogLevel(StrEnum):
+    """The least that the agent's log tells."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 def default_store() -> Path:
@@ -210,6 +230,95 @@ class SwarmSettings:
     """Most requests a second for weights to origins, of all nodes of a cell; 0 means no limit."""
 
 
+def agent_socket() -> Path:
+    """Where the agent of this user listens unless `agent.socket` says otherwise."""
+    return Path(default_socket(os.geteuid(), os.environ.get("XDG_RUNTIME_DIR")))
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """The daemon: where it is asked, and how much it does at once."""
+
+    node: str = ""
+    """This node's name among its peers; empty for the host's name."""
+    socket: Path = field(default_factory=agent_socket)
+    """Unix socket of its API; who may open it may do everything."""
+    listen: str = "127.0.0.1:9870"
+    """`host:port` of its API and metrics over TCP; empty for none."""
+    tcp_token_file: str = ""
+    """File with the token that changes over TCP need; without one TCP is for reading only."""
+    pulls_max: int = 4
+    """Most models fetched at once."""
+    refresh_s: float = 0.0
+    """How often the refs of warm models are resolved anew; 0 means only when asked."""
+    shutdown_s: float = 30.0
+    """Most time to finish what is being sent to others before the agent ends."""
+    priority_limits: tuple[str, ...] = ()
+    """Lines `PRIORITY: SIZE`: pulls up to that priority take at most so many bytes a second."""
+    log_format: LogFormat = LogFormat.JSON
+    """`json` for machines, `console` for people."""
+    log_level: LogLevel = LogLevel.INFO
+    """`debug`, `info`, `warning` or `error`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSettings:
+    """The peer plane: where nodes give each other chunks, who they are, and how they prove it."""
+
+    listen: str = "127.0.0.1:9871"
+    """`host:port` where peers ask; `0.0.0.0` or `[::]` for all addresses, port 0 for any."""
+    advertise: str = ""
+    """`host` or `host:port` that others reach this node by; empty for that of `listen`."""
+    zone: str = ""
+    """Where this node stands; only nodes of one zone exchange chunks."""
+    members: tuple[str, ...] = ()
+    """All nodes, as `host:port` or `host:port@zone`; without a zone they are in this node's."""
+    dns: str = ""
+    """`name:port` whose addresses are all nodes, for example of a headless Service."""
+    cert_file: str = ""
+    """PEM certificate of this node; with `key_file` and `ca_file` peers speak mutual TLS."""
+    key_file: str = ""
+    """PEM key of the certificate."""
+    ca_file: str = ""
+    """PEM bundle of the authorities that sign peers' certificates."""
+    server_name: str = ""
+    """Name that every peer's certificate holds; empty for the address it is reached by."""
+    allowed_names: tuple[str, ...] = ()
+    """Names of which a peer that asks must have one in its certificate; empty for any."""
+    token_file: str = ""
+    """File with the cluster's token, which signs requests and answers."""
+    token_grace_s: float = 600.0
+    """How long the token before the present one is still good."""
+    insecure: bool = False
+    """Let anybody who reaches the peer plane read what is in the store."""
+    connections_max: int = 512
+    """Most connections of peers at once."""
+    connections_per_peer_max: int = 32
+    """Most connections of one peer at once."""
+    bandwidth_limit_bytes_s: int = 0
+    """Most bytes a second to give to peers; 0 means no limit."""
+    wait_s: float = 10.0
+    """Longest time to let a peer wait for a chunk that is on its way."""
+
+    @property
+    def secured(self) -> bool:
+        """Whether peers have to prove who they are."""
+        return bool(self.token_file or self.cert_file or self.key_file or self.ca_file)
+
+    def advertised(self, port: int) -> tuple[str, int]:
+        """Host and port that others reach this node by.
+
+        port: where the peer plane listens. Raises InvalidConfig where nobody has said a host.
+        """
+        host, named_port = parse_address(self.advertise or self.listen)
+        if host in EVERYWHERE:
+            raise InvalidConfig(
+                f"peers.listen is {self.listen}: name the address that others reach this node by "
+                "as peers.advertise"
+            )
+        return host, (named_port if self.advertise else None) or port
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """All groups."""
@@ -224,6 +333,8 @@ class Settings:
     file: FileSettings = field(default_factory=FileSettings)
     mirrors: MirrorSettings = field(default_factory=MirrorSettings)
     swarm: SwarmSettings = field(default_factory=SwarmSettings)
+    peers: PeerSettings = field(default_factory=PeerSettings)
+    agent: AgentSettings = field(default_factory=AgentSettings)
     max_age_s: float = 0.0
     """How long a resolved ref is believed without asking its origin again."""
 
@@ -245,6 +356,42 @@ def load_settings(
     table = _read_toml(chosen) if chosen else {}
     settings = _apply_table(Settings(), table, where=str(chosen))
     return _validated(_apply_environment(settings, environment))
+
+
+def find_problems(
+    path: Path | None, environment: Mapping[str, str], flags: Flags
+) -> list[InvalidConfig]:
+    """Everything that is wrong with a configuration, where `load_settings` tells the first only.
+
+    Each setting is looked at alone, then all of them together. Flags are looked at too.
+    """
+    try:
+        chosen = path or _find_file(environment)
+        table = _read_toml(chosen) if chosen else {}
+    except InvalidConfig as error:
+        return [error]
+    steps: list[Callable[[Settings], Settings]] = []
+    for group, values in table.items():
+        parts = (
+            [{name: value} for name, value in values.items()]
+            if isinstance(values, dict)
+            else [values]
+        )
+        steps += [partial(_apply_table, table={group: part}, where=str(chosen)) for part in parts]
+    steps += [
+        partial(_apply_environment, environment={name: environment[name]}) for name in environment
+    ]
+    steps += [partial(override, flags={flag: flags[flag]}) for flag in flags]
+    settings = Settings()
+    problems: dict[str, InvalidConfig] = {}
+    for step in steps:
+        try:
+            settings = step(settings)
+        except InvalidConfig as error:
+            problems.setdefault(error.message, error)
+    for message in _broken_rules(settings):
+        problems.setdefault(message, InvalidConfig(message))
+    return list(problems.values())
 
 
 def override(settings: Settings, flags: Flags) -> Settings:
@@ -279,6 +426,23 @@ def parse_duration(text: str) -> float:
         raise InvalidConfig(f"{text!r} is not a duration; write for example 90s or 5m")
     number, unit = match.groups()
     return float(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit or "s"]
+
+
+def parse_priority_limits(lines: Iterable[str]) -> tuple[tuple[int, int], ...]:
+    """`30: 200MB` as (highest priority, bytes a second), by priority. Raises InvalidConfig."""
+    found: dict[int, int] = {}
+    for line in lines:
+        match = re.fullmatch(r"\s*([0-9]{1,3})\s*:\s*(\S.*)", line)
+        if match is None or int(match[1]) > PRIORITY_MAX:
+            raise InvalidConfig(
+                f"{line[:80]!r} is not PRIORITY: SIZE with a priority up to {PRIORITY_MAX}; "
+                "write for example 30: 200MB"
+            )
+        limit = parse_size(match[2])
+        if not limit:
+            raise InvalidConfig(f"{line[:80]!r} would let nothing through; leave the line out")
+        found[int(match[1])] = limit
+    return tuple(sorted(found.items()))
 
 
 def _find_file(environment: Mapping[str, str]) -> Path | None:
@@ -411,6 +575,13 @@ def _parse_number(text: str) -> float:
 
 
 def _validated(settings: Settings) -> Settings:
+    for message in _broken_rules(settings):
+        raise InvalidConfig(message)
+    return settings
+
+
+def _broken_rules(settings: Settings) -> Iterator[str]:
+    """What is wrong with values that are well-formed, each for itself."""
     store, transfer = settings.store, settings.transfer
     checks = [
         (
@@ -445,8 +616,59 @@ def _validated(settings: Settings) -> Settings:
         (transfer.stall_timeout_s > 0, "transfer.stall_timeout_s must be positive"),
         (settings.s3.style in {"", "path", "virtual"}, "s3.style must be path or virtual"),
     ]
-    for holds, message in checks:
-        if not holds:
-            raise InvalidConfig(message)
-    parse_rewrites(settings.mirrors.rewrite)
-    return settings
+    yield from (message for holds, message in checks if not holds)
+    try:
+        parse_rewrites(settings.mirrors.rewrite)
+    except UsageError as error:
+        yield error.message
+    yield from _broken_agent_rules(settings.agent)
+    yield from _broken_peer_rules(settings.peers)
+
+
+def _broken_agent_rules(agent: AgentSettings) -> Iterator[str]:
+    for name, least in (("pulls_max", 1), ("refresh_s", 0), ("shutdown_s", 0)):
+        if not least <= getattr(agent, name) < math.inf:
+            yield f"agent.{name} must be at least {least}"
+    try:
+        if agent.listen:
+            parse_listen(agent.listen)
+    except UsageError as error:
+        yield f"agent.listen: {error.message}"
+    try:
+        parse_priority_limits(agent.priority_limits)
+    except InvalidConfig as error:
+        yield f"agent.priority_limits: {error.message}"
+
+
+def _broken_peer_rules(peers: PeerSettings) -> Iterator[str]:
+    for name in ("connections_max", "connections_per_peer_max"):
+        if getattr(peers, name) < 1:
+            yield f"peers.{name} must be at least 1"
+    for name in ("token_grace_s", "bandwidth_limit_bytes_s", "wait_s"):
+        if not 0 <= getattr(peers, name) < math.inf:
+            yield f"peers.{name} must not be negative"
+    files = (peers.cert_file, peers.key_file, peers.ca_file)
+    if any(files) and not all(files):
+        yield "peers: cert_file, key_file and ca_file belong together; set all three or none"
+    if not peers.listen:
+        yield "peers.listen must be host:port"
+    if peers.members and peers.dns:
+        yield "peers: set either members or dns"
+    yield from _broken_peer_addresses(peers)
+
+
+def _broken_peer_addresses(peers: PeerSettings) -> Iterator[str]:
+    named = (("listen", peers.listen), ("advertise", peers.advertise), ("dns", peers.dns))
+    for name, text in named:
+        try:
+            if text and parse_address(text)[1] is None and name != "advertise":
+                yield f"peers.{name}: {text[:80]!r} has no port; write for example {text[:80]}:9871"
+        except InvalidConfig as error:
+            yield f"peers.{name}: {error.message}"
+    for line in peers.members:
+        try:
+            parse_member(line, zone=peers.zone)
+        except InvalidConfig as error:
+            yield f"peers.members: {error.message}"
+    if not is_zone(peers.zone):
+        yield f"peers.zone: {peers.zone[:80]!r} is not a zone's name: letters, digits, . _ / -"

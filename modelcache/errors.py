@@ -78,6 +78,18 @@ class NotYet(SourceUnavailable):
     code = "not_yet"
 
 
+class AgentUnavailable(SourceUnavailable):
+    """No agent answers where one was looked for: start it, or name another."""
+
+    code = "agent_unavailable"
+
+
+class Draining(SourceUnavailable):
+    """The agent is about to leave its node and takes nothing new: ask another node's."""
+
+    code = "draining"
+
+
 class SourceRefused(ModelcacheError):
     """The origin said no, and will go on saying no until somebody changes something there."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from modelcache.domain.manifests import BlobId
 from modelcache.domain.ranges import ChunkGrid
@@ -16,13 +17,17 @@ class HoldingState(StrEnum):
     NONE = "none"
     FETCHING = "fetching"  # it wants the blob, and takes its share of the work
     COMPLETE = "complete"  # verified against its origin
+    LEAVING = "leaving"  # it fetches no more, and gives what it has before it goes
+
+
+PARTLY: Final = frozenset({HoldingState.FETCHING, HoldingState.LEAVING})  # those with a bitmap
 
 
 @dataclass(frozen=True, slots=True)
 class Holding:
     """What one node has of one blob.
 
-    chunks: of a blob that is being fetched, those that the node serves or is just reading from an
+    chunks: of a blob that is not complete, those that the node serves or is just reading from an
     origin: bit `i % 8` of byte `i // 8` stands for chunk `i`. Chunks that came from nodes which
     were still fetching themselves are not among them: nobody has vouched for those yet.
     """
@@ -34,7 +39,7 @@ class Holding:
 
     def has(self, chunk: int) -> bool:
         """Whether the chunk can be asked for."""
-        if self.state is not HoldingState.FETCHING:
+        if self.state not in PARTLY:
             return self.state is HoldingState.COMPLETE
         return chunk // 8 < len(self.chunks) and bool(self.chunks[chunk // 8] >> chunk % 8 & 1)
 

@@ -8,58 +8,14 @@ methods may be called from several threads at once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from modelcache.domain.manifests import Checksum, File, Manifest
 from modelcache.domain.refs import Ref
+from modelcache.domain.targets import HttpTarget, LocalTarget, ProxyAddress, Target
 from modelcache.errors import ModelcacheError
 
-
-@dataclass(frozen=True, slots=True)
-class ProxyAddress:
-    """An HTTP proxy. authorization: the value of Proxy-Authorization, never to be logged."""
-
-    host: str
-    port: int
-    authorization: str = field(default="", repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class HttpTarget:
-    """One signed GET, complete but for its Range header, which needs no signature.
-
-    host: without brackets for IPv6. path: percent-encoded, with query. headers: in the order to
-    send; Host is among them when the signature covers it. good_for_s: how long after `locate` the
-    request may still be sent. ca_file: PEM bundle to trust instead of the system's. proxy: where
-    to connect instead; plain requests name the whole URL then, TLS goes through a tunnel. window:
-    where the file is a part of what the address holds, (offset of its first byte, size of all).
-    """
-
-    host: str
-    port: int
-    tls: bool
-    path: str = field(repr=False)
-    headers: tuple[tuple[str, str], ...] = field(repr=False)
-    good_for_s: float
-    ca_file: str | None = None
-    proxy: ProxyAddress | None = None
-    window: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LocalTarget:
-    """A file that this machine can open.
-
-    share: a reflink may stand for a copy. link: so may a hard link.
-    """
-
-    path: str
-    link: bool = False
-    share: bool = True
-
-
-Target = HttpTarget | LocalTarget
+__all__ = ["HttpTarget", "LocalTarget", "ProxyAddress", "Source", "Target"]
 
 
 class Source(Protocol):

@@ -21,8 +21,8 @@ from struct import pack
 from time import perf_counter
 from typing import Final
 
+from modelcache.domain.targets import HttpTarget, ProxyAddress, TlsIdentity
 from modelcache.errors import SourceRefused, SourceUnavailable
-from modelcache.sources.source import HttpTarget, ProxyAddress
 
 HEAD_BYTES_MAX: Final = 64 << 10  # generous: nginx and S3 send under 2 KiB
 ERROR_BODY_BYTES_MAX: Final = 64 << 10
@@ -30,7 +30,7 @@ _BUFFER_BYTES: Final = 96 << 10  # a small blob often comes whole with its head,
 _CHUNK_LINE_MAX: Final = 1024
 _FIELD: Final = re.compile(r"\r\n([^\s:]+):[ \t]*([^\r\n]*)")  # one call for a whole head
 
-Endpoint = tuple[str, int, bool, str | None, ProxyAddress | None]
+Endpoint = tuple[str, int, bool, str | None, ProxyAddress | None, TlsIdentity | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class ResponseHead:
 
 def endpoint_of(target: HttpTarget) -> Endpoint:
     """What two targets must share to use one connection."""
-    return (target.host, target.port, target.tls, target.ca_file, target.proxy)
+    return (target.host, target.port, target.tls, target.ca_file, target.proxy, target.identity)
 
 
 class HttpConnection:
@@ -184,8 +184,10 @@ class HttpConnection:
                 return plain
             if proxy:
                 self._open_tunnel(plain, target, proxy)
-            context = _tls_context(target.ca_file)
-            return context.wrap_socket(plain, server_hostname=target.host)
+            if target.identity is not None:
+                name = target.identity.server_name or target.host
+                return target.identity.client_context().wrap_socket(plain, server_hostname=name)
+            return _tls_context(target.ca_file).wrap_socket(plain, server_hostname=target.host)
         except BaseException:
             plain.close()
             raise
