@@ -35,6 +35,7 @@ class Board:
         self.attempts: dict[AttemptId, Attempt] = {}
         self.sources: dict[SourceId, SourceState] = {}  # origins
         self.peers: dict[SourceId, PeerState] = {}
+        self.leaving: dict[SourceId, None] = {}  # peers that give what they have, and go
         self.small_in_flight = 0
         self.origins_in_flight = 0
         self.peers_in_flight = 0

@@ -214,10 +214,13 @@ class Dispatch:
             return False
         board = self._board
         limit = board.sources[source].concurrency.limit
-        share = -(-int(self._limits.seed_share * limit) // state.shares.fetchers)
         left = sum(board.blobs[blob].pending.count(ORIGIN) for _, _, blob in board.large)
-        most = min(share, left // self._limits.seed_left_share)
-        return board.origins_in_flight >= max(1, most)
+        return board.origins_in_flight >= self._from_seed(limit, left, state.shares.fetchers)
+
+    def _from_seed(self, limit: int, left: int, fetchers: int) -> int:
+        """Chunks that may be on their way from a seed which `fetchers` nodes read."""
+        share = -(-int(self._limits.seed_share * limit) // fetchers)
+        return max(1, min(share, left // self._limits.seed_left_share))
 
     def _window_full(self, state: BlobState) -> bool:
         """Chunks read in order are kept near the front, and spread over blobs instead.
@@ -260,13 +263,16 @@ class Dispatch:
     # Large blobs: from peers
 
     def _next_share(self, now_s: float) -> Fetch | None:
-        """From the peer that is asked for least at the moment; of equals, the longest unasked."""
+        """From the peer that is asked for least at the moment; of equals, the longest unasked.
+
+        Before all others from one that is about to leave.
+        """
         board = self._board
-        best: tuple[int, int] | None = None
+        best: tuple[bool, int, int] | None = None
         chosen: SourceId | None = None
         for source in board.shares:
             peer = board.peers[source]
-            key = (peer.in_flight, peer.turn)
+            key = (source not in board.leaving, peer.in_flight, peer.turn)
             if best is not None and key >= best:
                 continue
             if self.free(source, now_s) > 0 and not self._share_full(source):
@@ -290,6 +296,7 @@ class Dispatch:
             return in_flight >= self._limits.peer_fetching_connections
         if state.shares is None or state.shares.direct:
             return False
-        # The seed of a swarm: as with an origin, the last chunks one by one.
+        # The seed of a swarm: as with an origin.
         left = sum(board.blobs[blob].pending.count(source) for _, _, blob in board.shares[source])
-        return in_flight >= max(1, left // self._limits.seed_left_share)
+        limit = board.peers[source].concurrency.limit
+        return in_flight >= self._from_seed(limit, left, state.shares.fetchers)

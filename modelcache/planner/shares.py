@@ -90,6 +90,8 @@ class Shares:
     def told(self, node: NodeId, holding: Holding) -> Iterable[int]:
         """A node has said what it has of the blob."""
         before = self._holdings.get(node)
+        if holding.state is HoldingState.LEAVING:
+            return self._leaving(node, holding)
         complete = holding.state is HoldingState.COMPLETE
         # Chunks of another grid can be had from a node that has all of them, and only from it.
         if not complete and (holding.state is HoldingState.NONE or holding.grid != self.grid):
@@ -110,6 +112,14 @@ class Shares:
         if before is None or before.chunks != holding.chunks:
             moved += self._note(node, holding)
         return moved if not self._tips() else range(self.grid.count)
+
+    def _leaving(self, node: NodeId, holding: Holding) -> Iterable[int]:
+        """A node owes us nothing any more, and has chunks that nobody else may have."""
+        moved = list(self.left(node))
+        if holding.grid == self.grid:
+            self._holdings[node] = holding
+            moved += self._note(node, holding)
+        return moved
 
     def left(self, node: NodeId) -> Iterable[int]:
         """A node is not to be asked any more."""

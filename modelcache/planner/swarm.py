@@ -71,6 +71,10 @@ class Swarm:
             else:
                 state.holders.pop(event.source, None)
             return
+        if event.holding.state is HoldingState.LEAVING:
+            self._board.leaving[event.source] = None
+        else:
+            self._board.leaving.pop(event.source, None)
         if state.shares is None:
             if event.holding.state is HoldingState.NONE:
                 return
@@ -81,6 +85,7 @@ class Swarm:
 
     def left(self, source: SourceId) -> None:
         """A peer is not to be asked for anything more."""
+        self._board.leaving.pop(source, None)
         for state in self._board.blobs.values():
             self._left_blob(state, source)
 

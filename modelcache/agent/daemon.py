@@ -1,0 +1,135 @@
+"""The agent as one thing: a node, its engine, and its peers where it has any; begun and ended.
+
+It knows in which order they begin and end, and whether the whole is ready. Faces ask it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import Any, Final, Protocol
+
+from modelcache.agent.clock import wall_clock_s
+from modelcache.agent.engine import Engine
+from modelcache.agent.node import Node
+from modelcache.config import Settings
+from modelcache.domain.members import Priority
+from modelcache.domain.refs import parse_ref
+from modelcache.errors import ModelcacheError
+from modelcache.store.room import Usage
+
+HANDED: Final = "handed-over"  # lease of models that another node was about to lose
+HANDED_KEEP_S: Final = 3600.0  # then they are like any other that nobody asks for
+USAGE_KEPT_S: Final = 10.0  # counting a store of many thousands of blobs takes a while
+
+
+class Neighbourhood(Protocol):
+    """The node's peers, as the daemon begins, asks and ends them."""
+
+    def start(self) -> None:
+        """Listen and announce. Raises StoreError, InvalidConfig."""
+        ...
+
+    on_handed: Callable[[str], None] | None
+    """Called with the ref of a model that another node cannot keep."""
+
+    def hand_over(self, wait_s: float) -> bool:
+        """Let others have what only this node has, while pulls last; whether that is done."""
+        ...
+
+    def drain(self) -> None:
+        """Have others take nothing new from here, and finish what is being sent. Idempotent."""
+        ...
+
+    def close(self) -> None:
+        """Say good-bye and stop. Idempotent."""
+        ...
+
+    def peers(self) -> list[dict[str, Any]]:
+        """One row for each other node: `node`, `address` and what else is known."""
+        ...
+
+    def counters(self) -> Mapping[str, float]:
+        """Sums for metrics, by name with unit, such as `served_bytes`."""
+        ...
+
+
+class Daemon:
+    """See the module. Thread-safe."""
+
+    def __init__(
+        self, settings: Settings, engine: Engine, *, name: str, neighbours: Neighbourhood | None
+    ) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.node = Node(settings, engine, name=name)
+        self.neighbours = neighbours
+        self.started_at_s = wall_clock_s()
+        self._listening = neighbours is None
+        self._counting = threading.Lock()
+        self._usage: tuple[float, Usage] | None = None
+
+    def start(self) -> None:
+        """Peers first, so that the first pull knows of them. Raises StoreError, InvalidConfig."""
+        if self.neighbours is not None:
+            self.neighbours.on_handed = self._keep
+            self.neighbours.start()
+            self._listening = True
+        self.node.start()
+
+    def not_ready(self) -> list[str]:
+        """Why it is not ready; empty when it is."""
+        reasons = []
+        if not self._listening:
+            reasons.append("the peer plane does not listen yet")
+        if not self.node.loaded:
+            reasons.append("what was wanted before the restart was not looked at yet")
+        if self.node.draining:
+            reasons.append("draining")
+        return reasons
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Take nothing new, stop pulls, let peers have what they are being sent.
+
+        timeout_s: for all of it; None for the settings'. True when everything was over in time.
+        Idempotent.
+        """
+        until_s = monotonic() + (self.settings.agent.shutdown_s if timeout_s is None else timeout_s)
+        if self.neighbours is not None and self._listening:
+            self.node.refuse()  # nothing new comes while others take over what is here
+            self.neighbours.hand_over(max(0.0, until_s - monotonic()) / 2)
+        stopped = self.node.drain(max(0.0, until_s - monotonic()))
+        sent = True
+        if self.neighbours is not None and self._listening:
+            # In a thread of its own: a peer that takes its time must not keep the agent.
+            sending = threading.Thread(
+                target=self.neighbours.drain, name="modelcache-drain", daemon=True
+            )
+            sending.start()
+            sending.join(max(0.0, until_s - monotonic()))
+            sent = not sending.is_alive()
+        return stopped and sent
+
+    def close(self) -> None:
+        """End everything; what is wanted stays written down. Idempotent."""
+        self.node.close()
+        if self.neighbours is not None and self._listening:
+            self.neighbours.close()
+
+    def _keep(self, ref: str) -> None:
+        """Take over a model that another node is about to lose, if it fits without eviction."""
+        try:
+            self.node.want(
+                parse_ref(ref), priority=Priority.SPECULATIVE, lease=HANDED, ttl_s=HANDED_KEEP_S
+            )
+        except ModelcacheError:
+            return  # no room, no ref, or about to leave too: the other node has its origin
+
+    def usage(self) -> Usage:
+        """What the store takes, as counted within the last moments."""
+        with self._counting:
+            known = self._usage
+            if known is None or monotonic() - known[0] > USAGE_KEPT_S:
+                known = self._usage = (monotonic(), self.engine.usage())
+            return known[1]

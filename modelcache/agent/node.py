@@ -1,0 +1,393 @@
+"""What a node has and is to have: the long-running use cases over an engine.
+
+Models are *wanted*; the node brings them, the most urgent first, keeps them while anybody wants
+them, and goes on after a restart with what it was doing. One thread decides who has its turn; each
+pull runs in a thread of its own. It must not know who wants what, nor what a cluster is.
+
+Locks, in the order in which they are taken: `_filing` serialises changes of what is wanted, with
+their files; the board's lock is held for moments.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from time import monotonic
+from typing import Final
+
+from modelcache.agent.attempting import Attempting
+from modelcache.agent.board import Board
+from modelcache.agent.clock import wall_clock_s
+from modelcache.agent.desired import DESIRED_MAX, DesiredFolder, DesiredModel
+from modelcache.agent.engine import Engine
+from modelcache.agent.events import EventKind, EventLog
+from modelcache.agent.progressing import Stop, Wanted, status_of
+from modelcache.agent.reviewing import Review
+from modelcache.agent.scheduling import next_due_s, turns
+from modelcache.agent.tally import Tally
+from modelcache.config import Settings, parse_priority_limits
+from modelcache.domain.manifests import ModelId
+from modelcache.domain.members import Priority
+from modelcache.domain.refs import Ref
+from modelcache.domain.wanted import (
+    LEASE_DEFAULT,
+    ModelPhase,
+    Want,
+    WantedStatus,
+    check_want,
+    wanted_id,
+)
+from modelcache.errors import Draining, NotInStore, StoreError, UsageError
+from modelcache.planner.arbiter import (
+    Arbiter,
+    ArbiterAction,
+    Limit,
+    Pause,
+    PriorityChanged,
+    Resume,
+    TransferId,
+)
+
+TICK_S: Final = 5.0  # the longest that the node's thread sleeps; what is due wakes it earlier
+ASKED_AGAIN_S: Final = 2.0  # a failed model that is asked for again is tried at once, but not twice
+STOP_S: Final = 30.0  # a pull that was told to stop has let go of its origin by then
+
+
+class Node:
+    """See the module. Thread-safe."""
+
+    def __init__(self, settings: Settings, engine: Engine, *, name: str) -> None:
+        """name: this node's among others. Nothing is begun before `start`."""
+        self.name = name
+        self._settings = settings.agent
+        self._engine = engine
+        self._board = Board()
+        self._folder = DesiredFolder(engine.store)
+        self._attempting = Attempting(self._board, engine, name, self._learned)
+        self._review = Review(
+            self._board, engine, self._attempting, refresh_s=settings.agent.refresh_s
+        )
+        self._arbiter = Arbiter(parse_priority_limits(settings.agent.priority_limits))
+        self._filing = threading.RLock()
+        self._thread: threading.Thread | None = None
+        self.loaded = False
+        """Whether what was wanted before the restart has been looked at."""
+
+    @property
+    def events(self) -> EventLog:
+        """What happens here."""
+        return self._board.events
+
+    @property
+    def tally(self) -> Tally:
+        """Sums for metrics."""
+        return self._board.tally
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is taken any more."""
+        return self._board.draining
+
+    # Life
+
+    def start(self) -> None:
+        """Take up what was wanted before, and begin. Raises StoreError."""
+        for item in self._folder.load():
+            if isinstance(item, DesiredModel):
+                self._take_up(item)
+            else:
+                self.events.add(
+                    EventKind.STORE_TROUBLE, message=f"{item} cannot be read; it is passed over"
+                )
+        self.loaded = True
+        self._thread = threading.Thread(target=self._run, name="modelcache-node", daemon=True)
+        self._thread.start()
+
+    def drain(self, timeout_s: float = STOP_S) -> bool:
+        """Take nothing new and stop what is under way; finished chunks are kept.
+
+        What is wanted stays wanted, for the next start. True when all has stopped in time.
+        Idempotent.
+        """
+        self.refuse()
+        board = self._board
+        with board.changed:
+            for wanted in board.running():
+                if wanted.attempt is not None:
+                    wanted.attempt.stop(Stop.LEAVING)
+            return board.changed.wait_for(lambda: not board.running(), timeout_s)
+
+    def refuse(self) -> None:
+        """Take nothing new; what is under way goes on. Idempotent."""
+        board = self._board
+        with board.changed:
+            first, board.draining = not board.draining, True
+            board.changed.notify_all()
+        if first:
+            self.events.add(EventKind.DRAINING)
+
+    def close(self) -> None:
+        """Stop, and give up all leases; what is wanted stays written down. Idempotent."""
+        self.drain()
+        with self._board.changed:
+            self._board.closing = True
+            self._board.changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        for wanted in list(self._board.wanted.values()):
+            self._attempting.let_go(wanted)
+
+    # Wanting
+
+    def want(
+        self,
+        ref: Ref,
+        *,
+        priority: int = Priority.PREWARM,
+        lease: str = LEASE_DEFAULT,
+        ttl_s: float | None = None,
+        note: str = "",
+        refresh: bool = False,
+    ) -> DesiredModel:
+        """Have a model brought here, and kept while it is wanted. Durable on return; idempotent.
+
+        lease: the holder's name; a holder has one want for a ref, and the newer replaces the
+        older. ttl_s: how long it holds; None for until it is released. refresh: resolve the ref
+        anew even if the model is warm. Raises UsageError, Draining, StoreError.
+        """
+        check_want(lease, priority, ttl_s, note)
+        with self._filing:
+            if self.draining:
+                raise Draining(f"node {self.name} is draining and takes nothing new")
+            known = self._known(ref)
+            if known is None and len(self._board.wanted) >= DESIRED_MAX:
+                raise UsageError(f"{DESIRED_MAX} models are wanted already; release some first")
+            before = known.desired if known else DesiredModel(ref)
+            desired = before.with_want(_want(before, lease, priority, ttl_s, note))
+            if desired != before:
+                self._folder.save(desired)
+            self._put(desired, refresh=refresh)
+        if known is None:
+            self.events.add(
+                EventKind.QUEUED,
+                desired.wanted_id,
+                ref=ref.redacted(),
+                priority=desired.priority,
+                lease=lease,
+            )
+        return desired
+
+    def release(self, ref: Ref, lease: str | None = LEASE_DEFAULT) -> bool:
+        """End one holder's want, or all for None; False if there was none.
+
+        The model stays in the store until its room is needed. Raises StoreError.
+        """
+        return self.release_id(wanted_id(ref), lease)
+
+    def release_id(self, wanted: str, lease: str | None) -> bool:
+        """As `release`, by wanted id."""
+        with self._filing:
+            known = self._known_id(wanted)
+            if known is None:
+                return False
+            after = known.desired.without(lease)
+            if after.wants == known.desired.wants:
+                return False
+            self._reduce(known, after)
+        self.events.add(
+            EventKind.RELEASED, wanted, ref=known.desired.ref.redacted(), lease=lease or ""
+        )
+        return True
+
+    def _reduce(self, known: Wanted, after: DesiredModel) -> None:
+        """Fewer want it now, or nobody. The caller has `_filing`."""
+        if after.wants:
+            self._folder.save(after)
+            self._put(after)
+            return
+        self._folder.remove(after)
+        with self._board.changed:
+            known.desired = after
+            idle = known.attempt is None
+            if known.attempt is not None:
+                known.attempt.stop(Stop.RELEASED)
+            else:
+                self._board.wanted.pop(known.wanted_id, None)
+            self._board.changed.notify_all()
+        if idle:
+            self._attempting.let_go(known)
+
+    def _put(self, desired: DesiredModel, *, refresh: bool = False) -> None:
+        """Let what is wanted take effect. The caller has `_filing`."""
+        now_s = monotonic()
+        with self._board.changed:
+            known = self._board.wanted.get(desired.wanted_id)
+            if known is None:
+                known = self._board.wanted[desired.wanted_id] = Wanted(desired)
+            before, known.desired = known.desired, desired
+            if refresh:
+                known.refresh, known.due_s = True, now_s
+            elif known.phase is ModelPhase.FAILED and known.due_s is not None:
+                known.due_s = min(known.due_s, now_s + ASKED_AGAIN_S)
+                refresh = True
+            if refresh and known.attempt is None:
+                known.phase = ModelPhase.QUEUED  # whoever waits, waits for what comes now
+            if desired.priority != before.priority:
+                self._board.post(PriorityChanged(TransferId(desired.wanted_id), desired.priority))
+            self._board.changed.notify_all()
+
+    def _learned(self, wanted: Wanted, model_id: ModelId) -> None:
+        """It is known what a ref means: the next start will hold that at once."""
+        with self._filing:
+            if wanted.desired.model_id == model_id or not wanted.desired.wants:
+                return
+            desired = replace(wanted.desired, model_id=model_id)
+            self._folder.save(desired)
+            with self._board.changed:
+                wanted.desired = desired
+
+    # Looking
+
+    def status(self, ref: Ref) -> WantedStatus:
+        """How far a wanted model is. Raises NotInStore when it is not wanted."""
+        return self.status_id(wanted_id(ref))
+
+    def status_id(self, wanted: str) -> WantedStatus:
+        """As `status`, by wanted id."""
+        with self._board.changed:
+            known = self._board.wanted.get(wanted)
+            if known is None or not known.desired.wants:
+                raise NotInStore("that is not wanted on this node; ask for it with prefetch")
+            return status_of(known, monotonic())
+
+    def statuses(self) -> list[WantedStatus]:
+        """All of them, the most urgent first."""
+        now_s = monotonic()
+        with self._board.changed:
+            found = [status_of(w, now_s) for w in self._board.wanted.values() if w.desired.wants]
+        return sorted(found, key=lambda status: (-status.priority, status.ref))
+
+    def wait(self, ref: Ref, timeout_s: float) -> WantedStatus:
+        """Wait until a wanted model is warm or has failed, or the time is over.
+
+        Raises NotInStore when it is not wanted, or not any more.
+        """
+        until_s = monotonic() + timeout_s
+        while True:
+            status = self.status(ref)
+            left_s = until_s - monotonic()
+            if status.phase.settled or left_s <= 0:
+                return status
+            with self._board.changed:
+                self._board.changed.wait(min(left_s, TICK_S))
+
+    def _known(self, ref: Ref) -> Wanted | None:
+        return self._known_id(wanted_id(ref))
+
+    def _known_id(self, wanted: str) -> Wanted | None:
+        with self._board.changed:
+            return self._board.wanted.get(wanted)
+
+    # The node's own thread
+
+    def _take_up(self, desired: DesiredModel) -> None:
+        """What was wanted before the restart: held at once, and pulled unless it is warm."""
+        wanted = Wanted(desired)
+        with self._board.changed:
+            self._board.wanted[desired.wanted_id] = wanted
+        self._review.take_up(wanted)
+
+    def _run(self) -> None:
+        board = self._board
+        while True:
+            self._guarded(self._expire)
+            self._guarded(self._review.look)
+            with board.changed:
+                if board.closing:
+                    return
+                events = list(board.arbiter_events)
+                board.arbiter_events.clear()
+            for event in events:
+                if isinstance(event, PriorityChanged):
+                    self._prioritise(event)
+                for action in self._arbiter.handle(event):
+                    self._apply(action)
+            with board.changed:
+                self._take_turns()
+                if not board.arbiter_events and not board.closing:
+                    board.changed.wait(self._sleep_s())
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except StoreError as error:  # the disk's trouble passes, and the node goes on
+            self.events.add(EventKind.STORE_TROUBLE, message=error.message)
+
+    def _sleep_s(self) -> float:
+        due_s = next_due_s(self._board.wanted.values())
+        if due_s is None or self._board.draining:
+            return TICK_S
+        left_s = due_s - monotonic()
+        # What is due and waits for a place is woken by whoever leaves one.
+        return min(TICK_S, left_s) if left_s > 0 else TICK_S
+
+    def _take_turns(self) -> None:
+        """Begin and stop attempts. The caller holds the board's lock."""
+        board = self._board
+        if board.draining:
+            return
+        now = turns(board.wanted.values(), pulls_max=self._settings.pulls_max, now_s=monotonic())
+        for wanted in now.stop:
+            if wanted.attempt is not None:
+                wanted.attempt.stop(Stop.PREEMPTED)
+        for wanted in now.begin:
+            self._attempting.begin(wanted)
+
+    def _prioritise(self, event: PriorityChanged) -> None:
+        wanted = self._known_id(event.transfer)
+        if wanted is not None:
+            wanted.control.set_priority(event.priority)
+
+    def _apply(self, action: ArbiterAction) -> None:
+        wanted = self._known_id(action.transfer)
+        if wanted is None:
+            return
+        match action:
+            case Pause():
+                wanted.control.set_paused(paused=True)
+                self.events.add(EventKind.PAUSED, wanted.wanted_id)
+            case Resume():
+                wanted.control.set_paused(paused=False)
+                self.events.add(EventKind.RESUMED, wanted.wanted_id)
+            case Limit(_, bytes_s):
+                wanted.control.set_limit(bytes_s)
+        with self._board.changed:
+            self._board.changed.notify_all()
+
+    def _expire(self) -> None:
+        now_s = wall_clock_s()
+        with self._board.changed:
+            over = [
+                wanted
+                for wanted in self._board.wanted.values()
+                if (at_s := wanted.desired.next_expiry_s()) is not None and at_s <= now_s
+            ]
+        for wanted in over:
+            with self._filing:
+                after = wanted.desired.expired(now_s)
+                gone = len(wanted.desired.wants) - len(after.wants)
+                if not gone:
+                    continue
+                self._reduce(wanted, after)
+            self.events.add(
+                EventKind.EXPIRED, wanted.wanted_id, ref=after.ref.redacted(), wants=gone
+            )
+
+
+def _want(before: DesiredModel, lease: str, priority: int, ttl_s: float | None, note: str) -> Want:
+    """The want as it will stand; one that was there keeps the time since when."""
+    now_s = wall_clock_s()
+    since_s = next((want.since_s for want in before.wants if want.holder == lease), now_s)
+    expires_at_s = None if ttl_s is None else now_s + ttl_s
+    return Want(lease, int(priority), since_s, expires_at_s, note)
