@@ -14,11 +14,11 @@ import typer
 from typer.models import CommandInfo
 
 from modelcache.errors import Cancelled, ModelcacheError, UsageError
-from modelcache.main import env, keeping, machine, models, pulling, pushing
+from modelcache.main import agent, env, keeping, machine, models, pulling, pushing, wanting
 from modelcache.main.app import app, say
 
 # Imported, their commands are registered.
-MODULES: Final = (pulling, pushing, models, env, keeping, machine)
+MODULES: Final = (pulling, pushing, models, env, keeping, agent, wanting, machine)
 # As people meet them, for `--help`; a command that is not named here comes last.
 ORDER: Final = [
     "pull",
@@ -34,6 +34,12 @@ ORDER: Final = [
     "pin",
     "unpin",
     "explain",
+    "agent",
+    "prefetch",
+    "status",
+    "release",
+    "events",
+    "drain",
     "doctor",
     "version",
 ]

@@ -152,7 +152,7 @@ def _sweep_receipts(store: Store) -> None:
 
 def _sweep_temporaries(store: Store, before_s: float) -> None:
     layout = store.layout
-    for pattern in ("", "blobs/*/", "models/*/", "layers/", "refs/", "leases/*/"):
+    for pattern in ("", "blobs/*/", "models/*/", "layers/", "refs/", "leases/*/", "desired/"):
         for path in list(layout.root.glob(f"{pattern}.*{files.TEMPORARY_SUFFIX}")):
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < before_s:

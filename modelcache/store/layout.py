@@ -11,6 +11,7 @@ models/<model id>/            manifest.json, report.json, last_used
 snapshots/<model id>/         the tree a pod sees: hard links to blobs
 refs/<sha256 of ref>.json     which model a ref meant, and when that was asked
 leases/<model id>/            reasons not to evict
+desired/<wanted id>.json      what the agent is to have here, and for whom
 views/<sha256 of content>/    links into snapshots, laid out as another program wants them
 trash/                        on its way out
 """
@@ -86,6 +87,11 @@ class Layout:
         return self.root / "leases"
 
     @property
+    def desired(self) -> Path:
+        """What the agent is to have."""
+        return self.root / "desired"
+
+    @property
     def trash(self) -> Path:
         """Renamed away, to be deleted."""
         return self.root / "trash"
@@ -100,6 +106,7 @@ class Layout:
             self.snapshots,
             self.refs,
             self.leases,
+            self.desired,
             self.trash,
         )
 

@@ -1,0 +1,76 @@
+"""What the agent is made of, put together: engine, peers, node, application, sockets."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelcache.agent import Engine
+from modelcache.agent.daemon import Daemon, Neighbourhood
+from modelcache.domain.listening import parse_listen
+from modelcache.domain.members import is_node_id
+from modelcache.errors import InvalidConfig
+from modelcache.faces.http import Guard, create_app
+from modelcache.faces.http.guard import TokenFile
+from modelcache.faces.http.sockets import bind_tcp, bound_unix
+from modelcache.faces.http.streaming import Closing
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from modelcache.config import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """All of it, with nothing begun yet but the sockets, which are bound. tcp: host and port."""
+
+    daemon: Daemon
+    closing: Closing
+    faces: list[tuple[ASGIApp, socket.socket]]
+    tcp: tuple[str, int] | None
+
+
+@contextmanager
+def assembled(settings: Settings) -> Iterator[Assembled]:
+    """Everything, for as long as this is entered. Raises InvalidConfig, StoreError."""
+    agent = settings.agent
+    token = TokenFile(Path(agent.tcp_token_file).expanduser()) if agent.tcp_token_file else None
+    with ExitStack() as stack:
+        unix = stack.enter_context(bound_unix(agent.socket.expanduser().absolute()))
+        tcp = bind_tcp(*parse_listen(agent.listen)) if agent.listen else None
+        if tcp is not None:
+            stack.enter_context(tcp)
+        engine = stack.enter_context(Engine(settings))
+        neighbours = neighbours_for(settings, engine)
+        daemon = Daemon(settings, engine, name=node_name(settings), neighbours=neighbours)
+        closing = Closing()
+        app = create_app(daemon, closing)
+        faces: list[tuple[ASGIApp, socket.socket]] = [(Guard(app), unix)]
+        if tcp is not None:
+            faces.append((Guard(app, changes=token is not None, token=token), tcp))
+        bound = tcp.getsockname()[:2] if tcp is not None else None
+        yield Assembled(daemon, closing, faces, bound)
+
+
+def node_name(settings: Settings) -> str:
+    """What this node is called among others. Raises InvalidConfig."""
+    name = settings.agent.node or socket.gethostname()
+    if not is_node_id(name):
+        raise InvalidConfig(
+            f"agent.node: {name[:80]!r} is not a node's name: letters, digits, dots and dashes"
+        )
+    return name
+
+
+def neighbours_for(settings: Settings, engine: Engine) -> Neighbourhood | None:
+    """The node's peers; None where none are named. Raises InvalidConfig."""
+    if not (settings.peers.members or settings.peers.dns):
+        return None
+    from modelcache.agent.swarm import Swarm  # noqa: PLC0415 - only where there are peers
+
+    return Swarm(settings, engine)
