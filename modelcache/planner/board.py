@@ -42,6 +42,7 @@ class Board:
         self.planned_bytes = 0
         self.hedged_bytes = 0
         self.paused = False
+        self.held = False  # and nothing goes on for others either
         self.origin_connections: int | None = None  # the cap on all origins together
         self.origins_rest_until_s = 0.0
         self._next_attempt = 0

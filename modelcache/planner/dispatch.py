@@ -25,7 +25,7 @@ class Dispatch:
         What others wait for goes first, also while everything else pauses.
         """
         board = self._board
-        if board.in_flight >= self._limits.connections_max:
+        if board.in_flight >= self._limits.connections_max or board.held:
             return None
         fetch = self._next_urgent(now_s)
         if fetch is not None or board.paused:

@@ -213,9 +213,13 @@ class Doubted:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """Something more urgent needs the bandwidth (or no more): only what peers wait for goes on."""
+    """Something more urgent needs the bandwidth (or no more): only what peers wait for goes on.
+
+    fully: not even that, for it is not known yet who has what.
+    """
 
     paused: bool
+    fully: bool = False
 
 
 @dataclass(frozen=True, slots=True)

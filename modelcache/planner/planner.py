@@ -131,7 +131,8 @@ class Planner:
                 self._on_audited(event, now_s, actions)
             case Doubted():
                 self._on_doubted(event, actions)
-            case Paused(paused):
+            case Paused(paused, fully):
+                self._board.held = fully
                 self._on_paused(actions, paused=paused)
             case OriginCapped(connections, until_s):
                 self._board.origin_connections = connections
@@ -493,12 +494,16 @@ class Planner:
     def _second_source(
         self, state: BlobState, chunk: int, attempt: Attempt, now_s: float
     ) -> SourceId | None:
-        """Who else can give a chunk: a peer that has it, or an origin."""
+        """Who else can give a chunk now: a peer if any has it, even a busy one; else an origin."""
         if state.shares is not None:
-            for node in state.shares.has(chunk):
-                source = peer_source(node)
-                if source != attempt.source and self._dispatch.free(source, now_s) > 0:
-                    return source
+            others = [
+                source
+                for node in state.shares.has(chunk)
+                if (source := peer_source(node)) != attempt.source
+            ]
+            if others:
+                free = (source for source in others if self._dispatch.free(source, now_s) > 0)
+                return next(free, None)
         return self._dispatch.origin_of(state, now_s, avoid=attempt.source)
 
     def _hedge_due_s(self, attempt: Attempt) -> float:

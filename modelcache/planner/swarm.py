@@ -290,11 +290,17 @@ class Swarm:
         if source in self._board.peers:
             self.quarantine(source, now_s, actions, lied=True)
         for state in list(self._board.blobs.values()):
-            chunks = [chunk for chunk, by in state.came_from.items() if by == source]
-            if not chunks or (state.finished and state.complete):
-                continue  # what was verified meanwhile is right
+            if state.finished and state.complete:
+                continue  # being verified: that tells
+            # Those that are being audited are put right by that.
+            chunks = [
+                chunk
+                for chunk, by in state.came_from.items()
+                if by == source and chunk not in state.audits
+            ]
+            if not chunks:
+                continue
             for chunk in sorted(chunks):
-                state.audits.discard(chunk)
                 state.lose(chunk)
             actions.append(Forget(state.blob, tuple(sorted(chunks))))
             self._board.enqueue(state)

@@ -218,7 +218,7 @@ class Transfer:
         try:
             if introduce is not None:
                 self._introducing = True
-                self.tell(Paused(True))
+                self.tell(Paused(True, fully=True))
             self._start(jobs, assemblies)
             if introduce is not None:
                 introduce()

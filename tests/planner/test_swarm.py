@@ -246,6 +246,19 @@ def test_what_a_peer_waits_for_goes_first_and_while_all_else_is_paused() -> None
     assert (asked.source, asked.runs[0].first) == (ORIGIN, last)
 
 
+def test_nothing_is_asked_for_before_it_is_known_who_has_what() -> None:
+    desk = Desk()
+    desk.tell(Paused(True, fully=True))
+    desk.tell(BlobsAdded((BlobAdded(BLOB, desk.grid, (ORIGIN,)),)))
+    desk.tell(ChunkWanted(BLOB, 3))
+    assert not desk.fetches()
+    desk.tell(desk.complete(ANN))
+    desk.tell(desk.fetching(BOB))
+    desk.tell(Paused(False))
+    assert desk.fetches()[0].runs[0].first == 3
+    assert ORIGIN not in desk.run()
+
+
 def test_a_chunk_that_is_expected_from_here_is_mine_whatever_the_ring_says() -> None:
     desk = Desk()
     desk.start(desk.fetching(ANN))
