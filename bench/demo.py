@@ -2,7 +2,8 @@
 
 Starts an S3 server on loopback, uploads a model of about 1 GiB to it, pulls it with the command
 line as it is installed, tells where the time went and how much of what this machine can do that
-was, pulls again, and reads a tensor. Leaves the store it names, and nothing else.
+was, pulls again, reads a tensor, and then lets three agents want the model at once. Leaves the
+store it names, and nothing else.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import safetensors
 
+from bench.demo_cluster import demonstrate_cluster
 from modelcache.faces import units
 from tests.servers.models import write_model
 from tests.servers.process import ServerUnavailable
@@ -96,6 +98,9 @@ def demonstrate(server: RcloneS3, folder: Path, store: Path, size_bytes: int) ->
         name = min(shard.keys())
         tensor = shard.get_tensor(name)
     say(f"   {name}: {tensor.dtype} {tensor.shape}, mean {tensor.mean(dtype='float64'):.6f}")
+
+    title("6. Three nodes want it at once: three agents, one origin")
+    demonstrate_cluster(server.url, environment, REF, folder, size_bytes)
 
     title("Left behind")
     say(f"   the store {store}; look at it with {MODELCACHE} ls --store {store}")
