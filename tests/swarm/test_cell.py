@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
 import pytest
 
+from modelcache.agent.control import PullControl
 from modelcache.domain.manifests import BlobId
 from modelcache.domain.members import NodeId
 from modelcache.domain.ranges import ByteRange
+from modelcache.domain.refs import parse_ref
 from modelcache.errors import NotHeld, SourceUnavailable
+from modelcache.peers.auth import PeerAuth
 from modelcache.peers.shelf import Piece
 from tests.agent.support import CHUNK_BYTES, tree
+from tests.servers.certificates import Authority
 from tests.servers.faults import Fault, Request
 from tests.swarm.cell import WAIT_S, CellNode, cell, origin, pull_together
 
@@ -326,3 +331,54 @@ def test_limits_on_an_origin_are_shared_by_those_who_fetch(tmp_path: Path) -> No
     ):
         pull_together(nodes, source.index)
         assert all(tree(n.end().path) == tree(source.folder / "model") for n in nodes)
+
+
+def test_nodes_share_over_mutual_tls(tmp_path: Path) -> None:
+    certificates = Authority(tmp_path).issue_peer("peer")
+    peers = {
+        "cert_file": str(certificates.cert_file),
+        "key_file": str(certificates.key_file),
+        "ca_file": str(certificates.ca_file),
+        "server_name": "modelcache-peer",
+    }
+    with origin(tmp_path / "o", FILES) as source, cell(tmp_path, "a", "b", peers=peers) as nodes:
+        snapshots = pull_together(nodes, source.index)
+        assert all(tree(each.path) == tree(source.folder / "model") for each in snapshots)
+        assert all(len(node.came_from()) == 2 for node in nodes)
+
+
+def test_nodes_share_with_a_token_and_leave_out_who_has_another(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a token of the whole cluster\n")
+    (tmp_path / "other").write_text("a token of some other cluster\n")
+    peers = {"token_file": str(tmp_path / "token")}
+    with (
+        origin(tmp_path / "o", FILES) as source,
+        cell(tmp_path, "a", "b", "stranger", peers=peers) as nodes,
+    ):
+        stranger = nodes[2].swarm._auth
+        other = PeerAuth.of(
+            replace(nodes[2].engine.settings.peers, token_file=str(tmp_path / "other"))
+        )
+        stranger._tokens = other._tokens
+        snapshots = pull_together(nodes, source.index)
+        assert all(tree(each.path) == tree(source.folder / "model") for each in snapshots)
+        assert set(nodes[0].came_from()) == {"origin", "peer:b"}
+        assert set(nodes[1].came_from()) == {"origin", "peer:a"}
+        assert set(nodes[2].came_from()) == {"origin"}
+
+
+def test_what_is_more_urgent_gets_the_bandwidth_and_the_rest_goes_on_after(tmp_path: Path) -> None:
+    plan, go = held_after(4)
+    with origin(tmp_path / "o", FILES, plan) as source, cell(tmp_path, "a") as (a,):
+        a.control = PullControl(priority=30)
+        a.begin(source.index)
+        until(lambda: len(source.chunks_read(".safetensors")) >= 5, "it has begun")
+        a.control.set_paused(paused=True)
+        go.set()
+        held = len(source.chunks_read(".safetensors"))
+        other = origin(tmp_path / "urgent", {"u.safetensors": LARGE})
+        with other as urgent:
+            a.engine.pull(parse_ref(urgent.index))
+            assert len(source.chunks_read(".safetensors")) == held, "nothing new was asked for"
+        a.control.set_paused(paused=False)
+        assert tree(a.end().path) == tree(source.folder / "model")
