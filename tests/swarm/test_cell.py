@@ -376,7 +376,7 @@ def test_what_is_more_urgent_gets_the_bandwidth_and_the_rest_goes_on_after(tmp_p
         a.control.set_paused(paused=True)
         go.set()
         held = len(source.chunks_read(".safetensors"))
-        other = origin(tmp_path / "urgent", {"u.safetensors": LARGE})
+        other = origin(tmp_path / "urgent", {"u.safetensors": LARGE + 5})
         with other as urgent:
             a.engine.pull(parse_ref(urgent.index))
             assert len(source.chunks_read(".safetensors")) == held, "nothing new was asked for"
