@@ -197,7 +197,7 @@ class Dispatch:
         for _, _, blob in board.large:
             state = board.blobs[blob]
             source = self.origin_of(state, now_s)
-            if source is None or self._window_full(state) or self._seed_full(state, source):
+            if source is None or self._window_full(state) or self._seed_full(state, source, now_s):
                 continue
             most = self._run_chunks(state, board.sources[source])
             first, end = state.pending.take(ORIGIN, most)
@@ -205,11 +205,13 @@ class Dispatch:
             return board.launch(source, [(blob, chunk) for chunk in range(first, end)], now_s)
         return None
 
-    def _seed_full(self, state: BlobState, source: SourceId) -> bool:
+    def _seed_full(self, state: BlobState, source: SourceId, now_s: float) -> bool:
         """Whether enough is on its way from the origin that a whole swarm shares.
 
-        See `PlannerLimits.seed_share` and `seed_left_share`.
+        See `PlannerLimits.seed_connections_min` and `seed_left_share`.
         """
+        if now_s < self._board.gathering_until_s:
+            return self._board.origins_in_flight > 0
         if state.shares is None or state.shares.fetchers < 2:  # noqa: PLR2004 - alone
             return False
         board = self._board
@@ -219,7 +221,7 @@ class Dispatch:
 
     def _from_seed(self, limit: int, left: int, fetchers: int) -> int:
         """Chunks that may be on their way from a seed which `fetchers` nodes read."""
-        share = -(-int(self._limits.seed_share * limit) // fetchers)
+        share = max(self._limits.seed_connections_min, -(-limit // fetchers))
         return max(1, min(share, left // self._limits.seed_left_share))
 
     def _window_full(self, state: BlobState) -> bool:

@@ -94,6 +94,8 @@ class Planner:
         actions: list[Action] = []
         match event:
             case BlobsAdded(blobs):
+                if self._board.me != NOBODY and not self._blobs:
+                    self._board.gathering_until_s = now_s + self._limits.gathering_s
                 for added in blobs:
                     self._on_added(added, actions)
             case BlobDropped(blob):
@@ -522,7 +524,7 @@ class Planner:
         moments = [self._delayed[0][0]] if self._delayed else []
         if board.waiting or board.audits:
             moments += [source.blocked_until_s for source in board.sources.values()]
-            moments.append(board.origins_rest_until_s)
+            moments += [board.origins_rest_until_s, board.gathering_until_s]
             moments += [board.peers[source].blocked_until_s for source in board.shares]
             moments.append(self._swarm.check_s if board.shares else 0.0)
         else:

@@ -33,6 +33,8 @@ from modelcache.planner import (
     Quarantine,
     Remedy,
     SourceId,
+    TimerDue,
+    Wake,
     peer_source,
 )
 
@@ -40,7 +42,7 @@ CHUNK = 16 * MIB
 ORIGIN = SourceId("origin")
 ME, ANN, BOB, CY = (NodeId(name) for name in ("me", "ann", "bob", "cy"))
 BLOB = BlobId("sha256-" + "0" * 64)
-LIMITS = PlannerLimits(connections_start=4, connections_max=32)
+LIMITS = PlannerLimits(connections_start=4, connections_max=32, gathering_s=0.0)
 
 
 class Desk:
@@ -391,3 +393,15 @@ def test_lost_chunks_of_a_small_blob_come_from_who_has_it() -> None:
     desk.grid = ChunkGrid(1000, CHUNK)
     desk.start(desk.complete(ANN))
     assert [fetch.source for fetch in desk.open.values()] == [peer_source(ANN)]
+
+
+def test_before_others_may_have_begun_one_chunk_is_asked_for() -> None:
+    limits = PlannerLimits(connections_start=4, connections_max=32, gathering_s=0.5)
+    planner = Planner(limits, ME)
+    grid = ChunkGrid(40 * CHUNK, CHUNK)
+    blobs = BlobsAdded((BlobAdded(BLOB, grid, (ORIGIN,)),))
+    first = planner.handle(blobs, 10.0)
+    assert len([action for action in first if isinstance(action, Fetch)]) == 1
+    (wake,) = [action for action in first if isinstance(action, Wake)]
+    assert wake.at_s == 10.5
+    assert len(planner.handle(TimerDue(), 10.5)) >= 3
