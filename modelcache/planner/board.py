@@ -41,6 +41,7 @@ class Board:
         self.peers_in_flight = 0
         self.planned_bytes = 0
         self.hedged_bytes = 0
+        self.begun_s = 0.0  # when the first blob was wanted
         self.gathering_until_s = 0.0  # others may be about to begin too
         self.paused = False
         self.held = False  # and nothing goes on for others either

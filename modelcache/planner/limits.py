@@ -83,6 +83,10 @@ class PlannerLimits:
     steal_factor: float = 2.0
     """Work is taken over from a peer whose share will take this many times longer than a chunk
     takes from the origin."""
+    straggler_share: float = 1.0
+    """And longer than all has taken so far, times this. Nodes that share an origin get uneven parts
+    of it by chance: what one is ahead, others make good when it is done. To take over from them
+    would only mean to give it to all others as well."""
     steal_s: float = 10.0
     """And in no order, where peers would take longer than this, and so many times longer than
     origins alone. Less is the end of any transfer, where a guess is as good as another."""

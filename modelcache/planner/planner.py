@@ -95,6 +95,7 @@ class Planner:
         match event:
             case BlobsAdded(blobs):
                 if self._board.me != NOBODY and not self._blobs:
+                    self._board.begun_s = now_s
                     self._board.gathering_until_s = now_s + self._limits.gathering_s
                 for added in blobs:
                     self._on_added(added, actions)

@@ -127,11 +127,13 @@ class SourceState:
         "first_byte_s",
         "in_flight",
         "rate",
+        "received_bytes",
         "total_rate",
     )
 
     def __init__(self, limits: PlannerLimits) -> None:
         self.concurrency = Concurrency(limits)
+        self.received_bytes = 0
         self.total_rate = 0.0  # bytes per second of all connections, at `_rated_at_s`
         self.best_rate = 0.0  # the most of that, forgotten slowly
         self._rated_at_s = 0.0
@@ -170,6 +172,7 @@ class SourceState:
 
     def arrived(self, size_bytes: int, now_s: float, memory_s: float) -> None:
         """Bytes came, whatever connection: for the rate of all of them together."""
+        self.received_bytes += size_bytes
         self.total_rate = self.rate_at(now_s, memory_s) + size_bytes / memory_s
         self._rated_at_s = now_s
         self.best_rate = max(self.total_rate, self.best_rate * _KEPT)

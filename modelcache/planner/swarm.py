@@ -163,10 +163,13 @@ class Swarm:
             return False
         backlogs = [(self._backlog_s(source, now_s), source) for source in board.shares]
         longest_s, longest = max(backlogs)
-        if longest_s <= self._limits.steal_factor * self._usual_s(board.sources.values()):
+        limits = self._limits
+        so_far_s = now_s - board.begun_s
+        patience_s = limits.steal_factor * self._usual_s(board.sources.values())
+        if longest_s <= max(patience_s, limits.straggler_share * so_far_s):
             return False
         moved = self._take_over(longest)
-        if not moved and longest_s > self._limits.steal_s and self._is_quicker(longest_s):
+        if not moved and longest_s > limits.steal_s and self._is_quicker(longest_s):
             moved = self._take_last(longest)
         if moved:
             actions.append(Announce())
@@ -224,7 +227,10 @@ class Swarm:
         self._board.settle_all(state)
 
     def _backlog_s(self, source: SourceId, now_s: float) -> float:
-        """How long what a peer still owes will take at its present rate."""
+        """How long what a peer still owes will take at its rate so far.
+
+        Not at that of the last seconds: among a dozen streams one is often left out for as long.
+        """
         board = self._board
         peer = board.peers[source]
         queue = board.shares[source]
@@ -232,8 +238,9 @@ class Swarm:
             board.blobs[blob].pending.count(source) * board.blobs[blob].grid.chunk_bytes
             for _, _, blob in queue
         )
-        rate = peer.rate_at(now_s, self._limits.rate_memory_s)
-        return owed / max(rate, 1.0)
+        # As if one chunk had just come, so that one who has given nothing yet is no straggler.
+        given = max(peer.received_bytes, board.blobs[queue[0][2]].grid.chunk_bytes)
+        return owed * (now_s - board.begun_s) / given
 
     def _usual_s(self, sources: Iterable[SourceState]) -> float:
         """How long a chunk usually takes from these."""
