@@ -381,7 +381,7 @@ def find_problems(
     steps += [
         partial(_apply_environment, environment={name: environment[name]}) for name in environment
     ]
-    steps += [partial(override, flags={flag: flags[flag]}) for flag in flags]
+    steps += [partial(_flagged, flag=flag, given=given) for flag, given in flags.items()]
     settings = Settings()
     problems: dict[str, InvalidConfig] = {}
     for step in steps:
@@ -392,6 +392,16 @@ def find_problems(
     for message in _broken_rules(settings):
         problems.setdefault(message, InvalidConfig(message))
     return list(problems.values())
+
+
+def _flagged(settings: Settings, flag: str, given: tuple[str, Any]) -> Settings:
+    """With one flag, which is at fault only for what it would break alone."""
+    name, value = given
+    override(Settings(), {flag: given})
+    group, _, inner = name.partition(".")
+    return (
+        settings if value is None else _apply_table(settings, {group: {inner: value}}, where=flag)
+    )
 
 
 def override(settings: Settings, flags: Flags) -> Settings:

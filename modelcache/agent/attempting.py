@@ -29,8 +29,15 @@ from modelcache.agent.snapshot import Snapshot
 from modelcache.domain.manifests import ModelId
 from modelcache.domain.refs import Ref
 from modelcache.domain.wanted import ModelPhase, Trouble
-from modelcache.errors import Cancelled, ModelcacheError, NotInStore, SourceUnavailable
+from modelcache.errors import (
+    Cancelled,
+    CorruptData,
+    ModelcacheError,
+    NotInStore,
+    SourceUnavailable,
+)
 from modelcache.planner.arbiter import Ended, Moving, Started, TransferId, Waiting
+from modelcache.store import Store
 from modelcache.store.leases import PULL, Lease
 from modelcache.transfer.report import Phase, Progress
 
@@ -188,11 +195,11 @@ class Attempting:
             self._failed(wanted, attempt, gone, Trouble(gone.code, gone.message))
             return
         report = snapshot.report
+        size_bytes, files = measure(self._engine.store, snapshot.model_id)
         with self._board.changed:
-            if report is not None:
-                if report.sources:
-                    wanted.sources = {k: v.received_bytes for k, v in report.sources.items()}
-                wanted.size_bytes, wanted.files = report.total_bytes, report.files
+            if report is not None and report.sources:
+                wanted.sources = {k: v.received_bytes for k, v in report.sources.items()}
+            wanted.size_bytes, wanted.files = size_bytes, files
             wanted.path = str(snapshot.path)
             wanted.trouble, wanted.attempts = None, 0
             wanted.warm_s = monotonic()
@@ -272,6 +279,15 @@ class Attempting:
             self._board.post(Ended(TransferId(wanted.wanted_id)))
         if forgotten:
             self.let_go(wanted)
+
+
+def measure(store: Store, model_id: ModelId) -> tuple[int, int]:
+    """Bytes and number of a model's distinct blobs; nothing of one that cannot be read."""
+    try:
+        blobs = store.manifest(model_id).blobs()
+    except (CorruptData, NotInStore):
+        return 0, 0
+    return sum(file.size_bytes for file in blobs.values()), len(blobs)
 
 
 def _moment(progress: Progress) -> dict[str, object]:

@@ -51,7 +51,7 @@ class Neighbourhood(Protocol):
         ...
 
     def counters(self) -> Mapping[str, float]:
-        """Sums for metrics, by name with unit, such as `served_bytes`."""
+        """Numbers for metrics, by name with unit, such as `served_bytes`: sums since the start."""
         ...
 
 

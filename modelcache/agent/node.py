@@ -11,7 +11,6 @@ their files; the board's lock is held for moments.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic
 from typing import Final
@@ -19,12 +18,12 @@ from typing import Final
 from modelcache.agent.attempting import Attempting
 from modelcache.agent.board import Board
 from modelcache.agent.clock import wall_clock_s
+from modelcache.agent.deciding import TICK_S, Deciding
 from modelcache.agent.desired import DESIRED_MAX, DesiredFolder, DesiredModel
 from modelcache.agent.engine import Engine
 from modelcache.agent.events import EventKind, EventLog
 from modelcache.agent.progressing import Stop, Wanted, status_of
 from modelcache.agent.reviewing import Review
-from modelcache.agent.scheduling import next_due_s, turns
 from modelcache.agent.tally import Tally
 from modelcache.config import Settings, parse_priority_limits
 from modelcache.domain.manifests import ModelId
@@ -38,18 +37,9 @@ from modelcache.domain.wanted import (
     check_want,
     wanted_id,
 )
-from modelcache.errors import Draining, NotInStore, StoreError, UsageError
-from modelcache.planner.arbiter import (
-    Arbiter,
-    ArbiterAction,
-    Limit,
-    Pause,
-    PriorityChanged,
-    Resume,
-    TransferId,
-)
+from modelcache.errors import Draining, NotInStore, UsageError
+from modelcache.planner.arbiter import Arbiter, PriorityChanged, TransferId
 
-TICK_S: Final = 5.0  # the longest that the node's thread sleeps; what is due wakes it earlier
 ASKED_AGAIN_S: Final = 2.0  # a failed model that is asked for again is tried at once, but not twice
 STOP_S: Final = 30.0  # a pull that was told to stop has let go of its origin by then
 
@@ -60,7 +50,6 @@ class Node:
     def __init__(self, settings: Settings, engine: Engine, *, name: str) -> None:
         """name: this node's among others. Nothing is begun before `start`."""
         self.name = name
-        self._settings = settings.agent
         self._engine = engine
         self._board = Board()
         self._folder = DesiredFolder(engine.store)
@@ -68,9 +57,14 @@ class Node:
         self._review = Review(
             self._board, engine, self._attempting, refresh_s=settings.agent.refresh_s
         )
-        self._arbiter = Arbiter(parse_priority_limits(settings.agent.priority_limits))
+        self._deciding = Deciding(
+            self._board,
+            self._attempting,
+            Arbiter(parse_priority_limits(settings.agent.priority_limits)),
+            pulls_max=settings.agent.pulls_max,
+            chores=(self._expire, self._review.look),
+        )
         self._filing = threading.RLock()
-        self._thread: threading.Thread | None = None
         self.loaded = False
         """Whether what was wanted before the restart has been looked at."""
 
@@ -89,6 +83,11 @@ class Node:
         """Whether nothing new is taken any more."""
         return self._board.draining
 
+    @property
+    def alive(self) -> bool:
+        """False when the thread that decides has died, as only a bug can make it."""
+        return self._deciding.alive
+
     # Life
 
     def start(self) -> None:
@@ -101,8 +100,7 @@ class Node:
                     EventKind.STORE_TROUBLE, message=f"{item} cannot be read; it is passed over"
                 )
         self.loaded = True
-        self._thread = threading.Thread(target=self._run, name="modelcache-node", daemon=True)
-        self._thread.start()
+        self._deciding.start()
 
     def drain(self, timeout_s: float = STOP_S) -> bool:
         """Take nothing new and stop what is under way; finished chunks are kept.
@@ -130,11 +128,7 @@ class Node:
     def close(self) -> None:
         """Stop, and give up all leases; what is wanted stays written down. Idempotent."""
         self.drain()
-        with self._board.changed:
-            self._board.closing = True
-            self._board.changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
+        self._deciding.close()
         for wanted in list(self._board.wanted.values()):
             self._attempting.let_go(wanted)
 
@@ -167,15 +161,15 @@ class Node:
             desired = before.with_want(_want(before, lease, priority, ttl_s, note))
             if desired != before:
                 self._folder.save(desired)
+            if known is None:
+                self.events.add(
+                    EventKind.QUEUED,
+                    desired.wanted_id,
+                    ref=ref.redacted(),
+                    priority=desired.priority,
+                    lease=lease,
+                )
             self._put(desired, refresh=refresh)
-        if known is None:
-            self.events.add(
-                EventKind.QUEUED,
-                desired.wanted_id,
-                ref=ref.redacted(),
-                priority=desired.priority,
-                lease=lease,
-            )
         return desired
 
     def release(self, ref: Ref, lease: str | None = LEASE_DEFAULT) -> bool:
@@ -289,7 +283,7 @@ class Node:
         with self._board.changed:
             return self._board.wanted.get(wanted)
 
-    # The node's own thread
+    # Looking after it
 
     def _take_up(self, desired: DesiredModel) -> None:
         """What was wanted before the restart: held at once, and pulled unless it is warm."""
@@ -297,73 +291,6 @@ class Node:
         with self._board.changed:
             self._board.wanted[desired.wanted_id] = wanted
         self._review.take_up(wanted)
-
-    def _run(self) -> None:
-        board = self._board
-        while True:
-            self._guarded(self._expire)
-            self._guarded(self._review.look)
-            with board.changed:
-                if board.closing:
-                    return
-                events = list(board.arbiter_events)
-                board.arbiter_events.clear()
-            for event in events:
-                if isinstance(event, PriorityChanged):
-                    self._prioritise(event)
-                for action in self._arbiter.handle(event):
-                    self._apply(action)
-            with board.changed:
-                self._take_turns()
-                if not board.arbiter_events and not board.closing:
-                    board.changed.wait(self._sleep_s())
-
-    def _guarded(self, step: Callable[[], None]) -> None:
-        try:
-            step()
-        except StoreError as error:  # the disk's trouble passes, and the node goes on
-            self.events.add(EventKind.STORE_TROUBLE, message=error.message)
-
-    def _sleep_s(self) -> float:
-        due_s = next_due_s(self._board.wanted.values())
-        if due_s is None or self._board.draining:
-            return TICK_S
-        left_s = due_s - monotonic()
-        # What is due and waits for a place is woken by whoever leaves one.
-        return min(TICK_S, left_s) if left_s > 0 else TICK_S
-
-    def _take_turns(self) -> None:
-        """Begin and stop attempts. The caller holds the board's lock."""
-        board = self._board
-        if board.draining:
-            return
-        now = turns(board.wanted.values(), pulls_max=self._settings.pulls_max, now_s=monotonic())
-        for wanted in now.stop:
-            if wanted.attempt is not None:
-                wanted.attempt.stop(Stop.PREEMPTED)
-        for wanted in now.begin:
-            self._attempting.begin(wanted)
-
-    def _prioritise(self, event: PriorityChanged) -> None:
-        wanted = self._known_id(event.transfer)
-        if wanted is not None:
-            wanted.control.set_priority(event.priority)
-
-    def _apply(self, action: ArbiterAction) -> None:
-        wanted = self._known_id(action.transfer)
-        if wanted is None:
-            return
-        match action:
-            case Pause():
-                wanted.control.set_paused(paused=True)
-                self.events.add(EventKind.PAUSED, wanted.wanted_id)
-            case Resume():
-                wanted.control.set_paused(paused=False)
-                self.events.add(EventKind.RESUMED, wanted.wanted_id)
-            case Limit(_, bytes_s):
-                wanted.control.set_limit(bytes_s)
-        with self._board.changed:
-            self._board.changed.notify_all()
 
     def _expire(self) -> None:
         now_s = wall_clock_s()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import Final
 
-from modelcache.agent.attempting import Attempting
+from modelcache.agent.attempting import Attempting, measure
 from modelcache.agent.board import Board
 from modelcache.agent.desired import UNKNOWN
 from modelcache.agent.engine import Engine
@@ -13,7 +13,6 @@ from modelcache.agent.events import EventKind
 from modelcache.agent.progressing import Wanted
 from modelcache.domain.manifests import ModelId
 from modelcache.domain.wanted import ModelPhase
-from modelcache.errors import CorruptData, NotInStore
 from modelcache.transfer.report import Report
 
 REVIEW_EVERY_S: Final = 15.0  # a few stats for each model
@@ -51,16 +50,12 @@ class Review:
         # What a ref has come to mean is noted last: without that the pull was not over.
         if path is None or recalled is None or recalled[0] != model_id:
             return
-        try:
-            blobs = store.manifest(model_id).blobs()
-        except (CorruptData, NotInStore):
-            return
+        size_bytes, files = measure(store, model_id)
         report = store.report(model_id)
         sources = Report.from_json(report).sources if report else {}
         with self._board.changed:
             wanted.path = str(path)
-            wanted.size_bytes = sum(file.size_bytes for file in blobs.values())
-            wanted.files = len(blobs)
+            wanted.size_bytes, wanted.files = size_bytes, files
             wanted.sources = {name: each.received_bytes for name, each in sources.items()}
             wanted.warm_s = monotonic()
             wanted.settle_warm()

@@ -82,7 +82,7 @@ class WantedStatus:
     wanted_id: names it in the agent's API. model_id: empty until it is known. rate_bytes_s: over
     the last few seconds. sources: bytes that came from each source, peers among them, at the last
     attempt that told. attempts: failed in a row. retry_in_s: when the next one begins; None when
-    none is planned. path: of the snapshot, of a warm model.
+    none is planned. path: of the snapshot that is here, also while a newer one comes.
     """
 
     wanted_id: str

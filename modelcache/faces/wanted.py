@@ -31,11 +31,11 @@ _COUNTED: Final = frozenset({ModelPhase.TRANSFERRING, ModelPhase.PUBLISHING, Mod
 
 
 def describe(status: WantedStatus) -> str:
-    """One line: phase, bytes, rate, time left; or what is wrong."""
+    """One line: phase, bytes, rate, time left; or what is wrong. 100 % means all of it."""
     words = f"{_WORDS[status.phase]} {status.ref}"
     if status.phase in _COUNTED and status.total_bytes:
         parts = [
-            f"{words}: {status.percent:.0f} %",
+            f"{words}: {int(status.percent)} %",
             f"{units.size(status.done_bytes)} of {units.size(status.total_bytes)}",
         ]
         if status.phase is ModelPhase.TRANSFERRING:
@@ -59,7 +59,7 @@ def wanted_text(statuses: Sequence[WantedStatus]) -> str:
         [
             status.model_id[:12] or "-",
             _WORDS[status.phase].partition(" ")[0],
-            f"{status.percent:.0f} %",
+            f"{int(status.percent)} %",
             units.size(status.total_bytes) if status.total_bytes else "-",
             units.rate(status.rate_bytes_s) if status.rate_bytes_s else "-",
             units.duration(status.eta_s) if status.eta_s is not None else "-",

@@ -53,7 +53,7 @@ async def _serve(parts: Assembled, log: Log, notifier: Notifier) -> None:
                 store=str(daemon.settings.store.path),
             )
             notifier.tell(READY, f"STATUS=ready, {len(daemon.node.statuses())} models wanted")
-            watchdog = asyncio.create_task(_watchdog(notifier))
+            watchdog = asyncio.create_task(_watchdog(notifier, lambda: daemon.node.alive))
             try:
                 await ending.wait()
             finally:
@@ -81,9 +81,9 @@ def _on_signals(end: Callable[[], None]) -> None:
         loop.add_signal_handler(number, first, number)
 
 
-async def _watchdog(notifier: Notifier) -> None:
+async def _watchdog(notifier: Notifier, alive: Callable[[], bool]) -> None:
     """Show that the loop turns. A pull that hangs is not the process's death."""
-    while notifier.watchdog_s:
+    while notifier.watchdog_s and alive():
         notifier.tell(WATCHDOG)
         await asyncio.sleep(notifier.watchdog_s / 2)
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from modelcache.domain.wanted import LEASE_DEFAULT, ModelPhase, WantedStatus
 from modelcache.errors import (
     AgentUnavailable,
     Cancelled,
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
     from modelcache.client import AgentClient
     from modelcache.domain.refs import Ref
+    from modelcache.domain.wanted import WantedStatus
 
 STEP_S: Final = 0.25  # how often the bar moves
 WATCH_S: Final = 1.0
@@ -49,6 +49,7 @@ Agent = Annotated[
         show_default=False,
     ),
 ]
+LEASE: Final = "user"  # `wanted.LEASE_DEFAULT`, which is not worth its import to every command
 Lease = Annotated[str, typer.Option("--lease", metavar="NAME", help="For whom it is wanted.")]
 RefArgument = Annotated[
     str, typer.Argument(metavar="REF", help="s3://, gs://, oci://, hf://, https://, file://.")
@@ -68,7 +69,7 @@ def prefetch(  # noqa: PLR0917 - one parameter for each option
             help="speculative 10, prewarm 30 (default), scheduled 60, mounted 90.",
         ),
     ] = None,
-    lease: Lease = LEASE_DEFAULT,
+    lease: Lease = LEASE,
     ttl: Annotated[
         str | None, typer.Option("--ttl", metavar="2h", help="Until when it is wanted; for good.")
     ] = None,
@@ -114,7 +115,7 @@ def release(  # noqa: PLR0917 - one parameter for each option
     ref: RefArgument,
     include: Include = None,
     exclude: Exclude = None,
-    lease: Lease = LEASE_DEFAULT,
+    lease: Lease = LEASE,
     agent: Agent = None,
     config: Config = None,
     *,
@@ -246,6 +247,7 @@ def _wait(
 ) -> WantedStatus:
     """Until the model is warm. Raises what the agent's attempt has failed with."""
     from modelcache.client import error_of  # noqa: PLC0415 - see the package
+    from modelcache.domain.wanted import ModelPhase  # noqa: PLC0415
     from modelcache.faces.wanted import describe, waiting  # noqa: PLC0415
 
     until_s = None if within_s is None else monotonic() + within_s

@@ -28,6 +28,7 @@ from modelcache.domain.wanted import ModelPhase, WantedStatus
 MODELS_MAX: Final = 200  # more series of one node would help nobody; the most urgent are shown
 ID_DIGITS: Final = 12
 PEER_COUNTERS_MAX: Final = 64
+_PRESENT: Final = frozenset({"connections"})  # of the peers' numbers, what goes down again
 
 
 def registry_for(daemon: Daemon) -> CollectorRegistry:
@@ -146,11 +147,12 @@ class _Daemon(Collector):
         peers = GaugeMetricFamily(
             "modelcache_peers", "Other nodes of the cell, by whether they answer.", labels=["state"]
         )
-        reachable = sum(bool(row.get("reachable", True)) for row in known.peers())
+        rows = known.peers()
+        reachable = sum(bool(row.get("reachable", True)) for row in rows)
         peers.add_metric(["reachable"], reachable)
-        peers.add_metric(["lost"], len(known.peers()) - reachable)
+        peers.add_metric(["lost"], len(rows) - reachable)
         yield peers
         for name, value in sorted(known.counters().items())[:PEER_COUNTERS_MAX]:
-            yield CounterMetricFamily(
-                f"modelcache_peer_{name}", f"Peers: {name.replace('_', ' ')}.", value=value
-            )
+            family = GaugeMetricFamily if name in _PRESENT else CounterMetricFamily
+            text = f"Peers: {name.replace('_', ' ')}."
+            yield family(f"modelcache_peer_{name}", text, value=value)

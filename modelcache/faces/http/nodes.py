@@ -102,12 +102,13 @@ def probe_routes(daemon: Daemon) -> APIRouter:
     router = APIRouter(tags=["probes"])
     registry = registry_for(daemon)
 
-    @router.get("/healthz")
-    async def healthz() -> Health:
-        """It lives, and answers."""
-        return Health(alive=True)
+    @router.get("/healthz", response_model=Health, responses={503: {"model": Health}})
+    async def healthz() -> Response:
+        """It lives, and answers; 503 when nothing but a restart will help."""
+        alive = daemon.node.alive
+        return JSONResponse(Health(alive=alive).model_dump(), 200 if alive else 503)
 
-    @router.get("/readyz", responses={503: {"model": Readiness}})
+    @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
     async def readyz() -> Response:
         """Whether it takes work: 200, or 503 and why not."""
         reasons = daemon.not_ready()

@@ -130,7 +130,7 @@ class WantedModel(_Answer):
     trouble: Problem | None = Field(examples=[None], description="Why the last attempt failed.")
     path: str = Field(
         examples=[f"/var/lib/modelcache/snapshots/{_MODEL}"],
-        description="The snapshot, of a warm model.",
+        description="The snapshot that is here, also while a newer one comes; or empty.",
     )
     wants: list[WantInfo]
 

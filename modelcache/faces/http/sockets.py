@@ -54,8 +54,9 @@ def bind_tcp(host: str, port: int) -> socket.socket:
     """Listen on a TCP address; port 0 for any. Raises InvalidConfig."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        both = host == "::" and socket.has_dualstack_ipv6()
         return socket.create_server(
-            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=host == "::"
+            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both
         )
     except (OSError, UnicodeError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
