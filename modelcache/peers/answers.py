@@ -67,7 +67,9 @@ def refusal_of(error: ModelcacheError) -> tuple[HTTPStatus, bytes, Fields]:
         (status for family, status in _STATUSES if isinstance(error, family)),
         HTTPStatus.INTERNAL_SERVER_ERROR,
     )
-    said = {"code": error.code, "message": error.message[:MESSAGE_CHARACTERS_MAX]}
+    internal = status == HTTPStatus.INTERNAL_SERVER_ERROR  # its message is for this node's people
+    message = "this node's store has failed" if internal else error.message
+    said = {"code": error.code, "message": message[:MESSAGE_CHARACTERS_MAX]}
     fields = [("Content-Type", "application/json")]
     after_s = getattr(error, "retry_after_s", None)
     if after_s is not None:

@@ -28,8 +28,12 @@ UNSIGNED_GOOD_FOR_S: Final = 86_400.0  # requests without signatures do not age
 class PeerAuth:
     """Signs and checks what goes between peers. Thread-safe."""
 
-    def __init__(self, tls: PeerTls | None, tokens: TokenFile | None) -> None:
+    def __init__(
+        self, tls: PeerTls | None, tokens: TokenFile | None, good_for_s: float = UNSIGNED_GOOD_FOR_S
+    ) -> None:
+        """good_for_s: how long a request may be repeated without being signed anew."""
         self.tls = tls
+        self.good_for_s = good_for_s
         self._tokens = tokens
 
     @classmethod
@@ -58,12 +62,10 @@ class PeerAuth:
                 "peers.token_file or peers.cert_file, key_file and ca_file; or peers.insecure if "
                 "the network itself keeps strangers out"
             )
-        return cls(tls, tokens)
-
-    @property
-    def good_for_s(self) -> float:
-        """How long a signed request may be repeated."""
-        return signing.GOOD_FOR_S if self._tokens else UNSIGNED_GOOD_FOR_S
+        if tokens is None:
+            return cls(tls, None)
+        # Not longer than a token is good that is changed the moment after.
+        return cls(tls, tokens, min(signing.GOOD_FOR_S, settings.token_grace_s))
 
     # Who asks
 

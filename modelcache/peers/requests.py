@@ -24,6 +24,7 @@ PRIORITY_UNSAID: Final = 50
 BLOBS_PATH: Final = "/v1/blobs/"
 ANNOUNCE_PATH: Final = "/v1/announce"
 RESOLVE_PATH: Final = "/v1/resolve"
+_FRAMING: Final = frozenset({"content-length", "transfer-encoding"})
 _LINE: Final = re.compile(r"(GET|HEAD|POST) (/[!-~]{0,1023}) HTTP/1\.([01])")
 _METHODS: Final = re.compile(r"[A-Z]{1,20} ")
 _RANGE: Final = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{1,18})?|-([0-9]{1,18}))")
@@ -54,6 +55,8 @@ class Request:
         if match is None:
             known = "methods are GET, HEAD and POST" if _METHODS.match(line) else "not HTTP/1.1"
             raise UsageError(f"the request's first line is not understood: {known}")
+        if match[1] != "POST" and not fields.keys().isdisjoint(_FRAMING):
+            raise UsageError("only POST has a body")  # else it would be read as the next request
         node = fields.get(NODE, "")
         if not is_node_id(node):
             raise UsageError("X-Modelcache-Node must name the node that asks")

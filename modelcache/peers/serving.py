@@ -159,22 +159,20 @@ class Connection:
 
     def _answer(self, request: Request, stream: Stream) -> bool:
         tools = self._tools
-        signed: Signed | None = None
-        keep = request.keep and request.method != "POST"  # a body may still be on its way
+        head_only = request.method == "HEAD"
         try:
-            try:
-                signed = self._admit(request)
-            except ModelcacheError as error:
-                tools.counters.trouble(error.code)
-                raise
-            tools.counters.request(request.node)
-            try:
-                return self._dispatch(request, signed, stream)
-            except ModelcacheError as error:
-                tools.counters.refusal(request.node, error.code)
-                raise
+            signed = self._admit(request)
         except ModelcacheError as error:
-            self._refuse(error, signed, keep=keep, head_only=request.method == "HEAD")
+            tools.counters.trouble(error.code)
+            self._refuse(error, None, keep=False, head_only=head_only)
+            return False
+        tools.counters.request(request.node)
+        try:
+            return self._dispatch(request, signed, stream)
+        except ModelcacheError as error:
+            tools.counters.refusal(request.node, error.code)
+            keep = request.keep and request.method != "POST"  # a body may still be on its way
+            self._refuse(error, signed, keep=keep, head_only=head_only)
             return keep
 
     def _admit(self, request: Request) -> Signed | None:

@@ -21,6 +21,7 @@ from modelcache.peers.auth import PeerAuth, not_a_peer
 from modelcache.peers.requests import BLOBS_PATH, HASHES, PRIORITY_UNSAID
 from modelcache.peers.signing import Scope, answer_to
 
+WAIT_S_MAX: Final = 3600.0  # whatever the settings say: what can be written in a header
 _HASHES: Final = re.compile(r"[0-9a-f]{32}(,[0-9a-f]{32})*")
 
 
@@ -46,7 +47,7 @@ class PeerSource:
         self._member = member
         self._auth = auth
         self._me = me
-        self._wait_s = wait_s
+        self._wait_s = min(wait_s, WAIT_S_MAX)
         self._priority = priority
         self._where = f"node {node} ({member.address})"
 

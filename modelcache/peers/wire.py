@@ -43,6 +43,8 @@ class Stream:
             searched = max(0, len(self._data) - 3)
             if not self._receive(deadline_s):
                 raise ConnectionResetError("closed inside a head")
+        if end > HEAD_BYTES_MAX:
+            raise CorruptData(f"a head of more than {HEAD_BYTES_MAX} bytes")
         head = bytes(self._data[:end])
         del self._data[: end + 4]
         return head

@@ -15,7 +15,13 @@ import pytest
 import xxhash
 
 from modelcache.domain.members import Member, NodeId
-from modelcache.errors import InvalidConfig, NotFound, SourceUnavailable
+from modelcache.errors import (
+    InvalidConfig,
+    NotFound,
+    SourceRefused,
+    SourceUnavailable,
+    StoreError,
+)
 from modelcache.peers import sending
 from modelcache.peers import server as server_module
 from modelcache.peers import serving as serving_module
@@ -220,7 +226,11 @@ def test_nobody_announces_another(shelf: FolderShelf):
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(NotFound("no such model"), 404), (SourceUnavailable("the hub is down"), 502)],
+    [
+        (NotFound("no such model"), 404),
+        (SourceUnavailable("the hub is down"), 502),
+        (SourceRefused("not for you"), 422),
+    ],
 )
 def test_what_a_ref_means_can_be_asked(shelf: FolderShelf, error: Exception, status: int):
     asked = ResolveRequest("hf://org/name", 60.0, stale=True)
@@ -236,6 +246,18 @@ def test_what_a_ref_means_can_be_asked(shelf: FolderShelf, error: Exception, sta
     assert found[0] == status
     assert str(error).encode() in found[2]
     assert shelf.resolved == [asked, asked]
+
+
+def test_what_failed_inside_is_not_told_to_others(shelf: FolderShelf):
+    def fail(_: ResolveRequest) -> bytes:
+        raise StoreError("/var/lib/modelcache/blobs cannot be read")
+
+    shelf.answer = fail
+    body = ResolveRequest("hf://org/name", 0.0).to_json()
+    with serving(shelf) as server:
+        status, _, said = ask(server, "/v1/resolve", method="POST", body=body)
+    assert status == 500
+    assert b"/var/lib" not in said
 
 
 # Many, and slow ones
