@@ -12,9 +12,10 @@ from typing import Any, Final, Protocol
 
 from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.engine import Engine
+from modelcache.agent.events import EventKind
 from modelcache.agent.node import Node
 from modelcache.config import Settings
-from modelcache.domain.members import Priority
+from modelcache.domain.members import NodeId, Priority
 from modelcache.domain.refs import parse_ref
 from modelcache.errors import ModelcacheError
 from modelcache.store.room import Usage
@@ -33,6 +34,8 @@ class Neighbourhood(Protocol):
 
     on_handed: Callable[[str], None] | None
     """Called with the ref of a model that another node cannot keep."""
+    on_quarantine: Callable[[NodeId, bool], None] | None
+    """Called with a node that is left alone for a while, and whether it gave wrong bytes."""
 
     def hand_over(self, wait_s: float) -> bool:
         """Let others have what only this node has, while pulls last; whether that is done."""
@@ -74,6 +77,7 @@ class Daemon:
         """Peers first, so that the first pull knows of them. Raises StoreError, InvalidConfig."""
         if self.neighbours is not None:
             self.neighbours.on_handed = self._keep
+            self.neighbours.on_quarantine = self._quarantined
             self.neighbours.start()
             self._listening = True
         self.node.start()
@@ -125,6 +129,9 @@ class Daemon:
             )
         except ModelcacheError:
             return  # no room, no ref, or about to leave too: the other node has its origin
+
+    def _quarantined(self, peer: NodeId, lied: bool) -> None:
+        self.node.events.add(EventKind.PEER_QUARANTINED, peer=peer, lied=lied)
 
     def usage(self) -> Usage:
         """What the store takes, as counted within the last moments."""

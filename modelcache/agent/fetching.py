@@ -17,7 +17,6 @@ from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.surroundings import Surroundings
 from modelcache.config import BLOCK_BYTES, Settings
 from modelcache.domain.manifests import Assembly, BlobId, File, Manifest
-from modelcache.domain.members import Priority
 from modelcache.domain.places import Scheme
 from modelcache.domain.ranges import ChunkGrid
 from modelcache.domain.refs import Ref
@@ -123,9 +122,8 @@ class Fetching:
             transfer.pause(paused=control.paused)
             transfer.limit(control.limit_bytes_s)
 
-        detach = control.attach(changed)
+        detach = control.attach(changed)  # which calls it at once, too
         try:
-            changed()
             yield
         finally:
             detach()
@@ -139,9 +137,7 @@ class Fetching:
         if peers is None or self.manifest is None or self.place.scheme is Scheme.FILE:
             yield None
             return
-        control = self.around.control
-        priority = control.priority if control else Priority.MOUNTED
-        with peers.joined(transfer, jobs, self.manifest, priority) as introduce:
+        with peers.joined(transfer, jobs, self.manifest) as introduce:
             yield introduce
 
     def expect(self, files: Sequence[File]) -> None:
@@ -207,8 +203,7 @@ class Fetching:
         small_bytes = BLOCK_BYTES if self.around.peers is None else SHARED_SMALL_BYTES
         small = file.size_bytes <= small_bytes and sink is None
         source_id = SourceId(self.place.redacted().partition("?")[0])
-        peers = self.around.peers
-        job = BlobJob(file, grid, source, source_id, small=small, peers=peers)
+        job = BlobJob(file, grid, source, source_id, small=small, peers=self.around)
         job.sink = sink
         job.resumes = resume and not small and self.store.has_partial(file.blob)
         if not small:

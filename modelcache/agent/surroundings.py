@@ -9,10 +9,11 @@ from typing import Protocol
 
 from modelcache.config import Settings
 from modelcache.domain.manifests import Manifest
-from modelcache.domain.members import NodeId
+from modelcache.domain.members import NodeId, Priority
 from modelcache.domain.refs import Ref
+from modelcache.sources.source import Source
 from modelcache.transfer.engine import Transfer
-from modelcache.transfer.jobs import BlobJob, PeerSources
+from modelcache.transfer.jobs import BlobJob
 from modelcache.transfer.shared import Shared
 
 
@@ -35,17 +36,21 @@ class Control(Protocol):
         ...
 
     def attach(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Have `changed` called after every change; returns what ends that."""
+        """Have `changed` called now and after every change; returns what ends that."""
         ...
 
 
-class Peers(PeerSources, Protocol):
+class Peers(Protocol):
     """The other nodes, as a pull knows them."""
 
     me: NodeId
 
+    def source(self, node: NodeId, *, priority: int) -> Source:
+        """What stands for a peer. Raises SourceUnavailable for one that has left."""
+        ...
+
     def joined(
-        self, transfer: Transfer, jobs: Sequence[BlobJob], manifest: Manifest, priority: int
+        self, transfer: Transfer, jobs: Sequence[BlobJob], manifest: Manifest
     ) -> AbstractContextManager[Callable[[], None]]:
         """Share a transfer's chunks with others while it runs.
 
@@ -70,6 +75,16 @@ class Surroundings:
     shared: Shared
     peers: Peers | None = None
     control: Control | None = None
+
+    @property
+    def priority(self) -> int:
+        """How urgent the pull is at the moment."""
+        return self.control.priority if self.control is not None else Priority.MOUNTED
+
+    def source(self, node: NodeId) -> Source:
+        """What stands for a peer; see `transfer.jobs.PeerSources`."""
+        assert self.peers is not None, "a peer was planned"  # noqa: S101
+        return self.peers.source(node, priority=self.priority)
 
     @classmethod
     def alone(cls, settings: Settings) -> Surroundings:

@@ -151,7 +151,10 @@ def lying(node: CellNode, blob_bytes: int = 0) -> None:
 def test_a_node_that_gives_wrong_bytes_is_found_and_named_and_left_alone(tmp_path: Path) -> None:
     with origin(tmp_path / "o", FILES) as source, cell(tmp_path, "a", "b", "liar") as nodes:
         lying(nodes[2])
+        named: list[tuple[NodeId, bool]] = []
+        nodes[0].swarm.on_quarantine = lambda node, lied: named.append((node, lied))
         snapshots = pull_together(nodes, source.index)
+        assert ("liar", True) in named
         assert all(tree(each.path) == tree(source.folder / "model") for each in snapshots)
         for snapshot in snapshots[:2]:
             assert snapshot.report is not None

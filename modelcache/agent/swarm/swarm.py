@@ -17,7 +17,7 @@ from typing import Any, Final
 from modelcache.agent.engine import Engine
 from modelcache.agent.swarm.active import Active, Sharing
 from modelcache.agent.swarm.agreement import Agreement, first_answer, from_message
-from modelcache.agent.swarm.announcing import Announcer
+from modelcache.agent.swarm.announcing import ANSWER_S, Announcer
 from modelcache.agent.swarm.budget import Budget
 from modelcache.agent.swarm.door import Door
 from modelcache.agent.swarm.handover import Handover
@@ -39,6 +39,7 @@ from modelcache.peers.membership import Membership, membership_of
 from modelcache.peers.messages import Announcement, ResolveRequest
 from modelcache.peers.server import PeerServer
 from modelcache.peers.source import PeerSource
+from modelcache.planner import Quarantine, peer_of
 from modelcache.sources.source import Source
 from modelcache.transfer.engine import Transfer
 from modelcache.transfer.jobs import BlobJob
@@ -95,6 +96,7 @@ class Swarm:
             self._announcer,
             say=lambda blobs, asked: self._said(blobs=blobs, asked_models=asked),
         )
+        self.on_quarantine: Callable[[NodeId, bool], None] | None = None  # who, and whether it lied
         self.on_handed: Callable[[str], None] | None = None  # a ref that another node cannot keep
 
     # Life
@@ -152,20 +154,21 @@ class Swarm:
 
     # What a pull needs (agent.surroundings.Peers)
 
-    def source(self, node: NodeId) -> Source:
+    def source(self, node: NodeId, *, priority: int) -> Source:
         """What stands for a peer in a transfer. Raises SourceUnavailable for one that has left."""
         member = self._neighbours.member(node)
         if member is None:
             raise SourceUnavailable(f"node {node} has left")
-        return PeerSource(member, node, self._auth, me=self.me, wait_s=self._settings.peers.wait_s)
+        wait_s = self._settings.peers.wait_s
+        return PeerSource(member, node, self._auth, me=self.me, wait_s=wait_s, priority=priority)
 
     @contextmanager
     def joined(
-        self, transfer: Transfer, jobs: Sequence[BlobJob], manifest: Manifest, priority: int
+        self, transfer: Transfer, jobs: Sequence[BlobJob], manifest: Manifest
     ) -> Iterator[Callable[[], None]]:
         """See Peers."""
-        del priority
         sharing = Sharing.of(transfer, jobs, manifest)
+        transfer.on_quarantine = self._quarantined
         transfer.on_stored = lambda _: self._announcer.soon()
         transfer.on_news = self._announcer.soon
         transfer.on_throttled = lambda after_s: self._throttled(sharing, after_s)
@@ -202,7 +205,18 @@ class Swarm:
 
     def _asking(self, member: Member, ref: str, *, stale: bool) -> Callable[[], Manifest]:
         request = ResolveRequest(ref, 0.0, stale=stale)
-        return lambda: from_message(self._client.resolve(member, request, timeout_s=RESOLVE_S))
+
+        def ask() -> Manifest:
+            # A listing may take its time, but whoever is not there is not waited for as long.
+            self._client.announce(member, self._said(), timeout_s=ANSWER_S)
+            return from_message(self._client.resolve(member, request, timeout_s=RESOLVE_S))
+
+        return ask
+
+    def _quarantined(self, action: Quarantine) -> None:
+        node = peer_of(action.source)
+        if node is not None and self.on_quarantine is not None:
+            self.on_quarantine(node, action.lied)
 
     def _throttled(self, sharing: Sharing, retry_after_s: float | None) -> None:
         self._budget.throttled(sharing.origin, retry_after_s or PAUSE_S)
