@@ -1,8 +1,9 @@
 """The peer plane's server: listens, and gives each connection a thread.
 
-A thread for each connection, because all a thread does is wait in system calls that release the
-interpreter: `sendfile` moves a whole step of megabytes in one. `bench/serve.py` has it beside an
-event loop.
+A thread for each connection: all a thread does is wait, in system calls that release the
+interpreter, for the shelf or for `sendfile`, which moves megabytes in one call. An event loop with
+its own `sendfile` costs about the same CPU (`python -m bench serve`), but would need threads for
+the shelf all the same.
 """
 
 from __future__ import annotations

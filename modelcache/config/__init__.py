@@ -1,0 +1,80 @@
+"""Settings: frozen, validated, in groups; from defaults, a TOML file, the environment, then flags.
+
+    [store]                     MODELCACHE_STORE_PATH
+    path = "/var/lib/modelcache"
+    [transfer]                  MODELCACHE_TRANSFER_IO
+    io = "direct"
+    [s3]                        MODELCACHE_S3_ENDPOINT
+    endpoint = "http://minio:9000"
+
+Each group is a dataclass; its field names are the TOML keys and, upper-cased behind
+`MODELCACHE_<GROUP>_`, the environment names. The file is the first of `$MODELCACHE_CONFIG`,
+`$XDG_CONFIG_HOME/modelcache/config.toml` (`~/.config`), `/etc/modelcache/config.toml` that exists.
+Sizes accept `512MiB`, `1.5 GB`, `2T`; durations `90s`, `5m`, `1h`.
+"""
+
+from modelcache.config.groups import (
+    BLOCK_BYTES,
+    AgentSettings,
+    FileSettings,
+    GcsSettings,
+    HfSettings,
+    HttpSettings,
+    IoMode,
+    LocalCopy,
+    LogFormat,
+    LogLevel,
+    MirrorSettings,
+    OciSettings,
+    PeerSettings,
+    S3Settings,
+    Settings,
+    StoreSettings,
+    SwarmSettings,
+    TransferSettings,
+    agent_socket,
+    default_store,
+)
+from modelcache.config.loading import (
+    ENVIRONMENT_PREFIX,
+    Flags,
+    find_problems,
+    load_settings,
+    override,
+)
+from modelcache.config.values import (
+    parse_duration,
+    parse_priority_limits,
+    parse_size,
+)
+
+__all__ = [
+    "BLOCK_BYTES",
+    "ENVIRONMENT_PREFIX",
+    "AgentSettings",
+    "FileSettings",
+    "Flags",
+    "GcsSettings",
+    "HfSettings",
+    "HttpSettings",
+    "IoMode",
+    "LocalCopy",
+    "LogFormat",
+    "LogLevel",
+    "MirrorSettings",
+    "OciSettings",
+    "PeerSettings",
+    "S3Settings",
+    "Settings",
+    "StoreSettings",
+    "SwarmSettings",
+    "TransferSettings",
+    "agent_socket",
+    "default_store",
+    "find_problems",
+    "load_settings",
+    "override",
+    "parse_duration",
+    "parse_priority_limits",
+    "parse_size",
+]
