@@ -7,11 +7,10 @@ Everything goes to standard error; standard output is for results.
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Final
 
 from modelcache.faces import units
+from modelcache.faces.displays import Display, Drawn, Silence
 from modelcache.transfer.report import Phase, Progress
 
 if TYPE_CHECKING:
@@ -32,41 +31,14 @@ _WORDS: Final = {
 _MOVING: Final = frozenset({Phase.TRANSFERRING, Phase.PUSHING})
 
 
-class Display(AbstractContextManager["Display"], Protocol):
-    """Shows progress while it is entered."""
-
-    def __call__(self, progress: Progress) -> None:
-        """Show this moment."""
-        ...
-
-
-def display(*, quiet: bool) -> Display:
+def display(*, quiet: bool) -> Display[Progress]:
     """The display for this standard error."""
     if quiet:
         return Silence()
     return Bars() if sys.stderr.isatty() else Lines()
 
 
-class Silence:
-    """Shows nothing."""
-
-    def __enter__(self) -> Self:
-        """Begin."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End."""
-
-    def __call__(self, progress: Progress) -> None:
-        """See Display."""
-
-
-class Lines(Silence):
+class Lines(Silence[Progress]):
     """One line at most every five seconds or tenth of the way: for logs."""
 
     def __init__(self) -> None:
@@ -74,48 +46,26 @@ class Lines(Silence):
         self._said_s = -LINE_EVERY_S
         self._said_share = 0.0
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, moment: Progress) -> None:
         """See Display."""
-        share = progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0
+        share = moment.done_bytes / moment.total_bytes if moment.total_bytes else 0.0
         news = (
-            progress.phase is not self._phase
-            or progress.elapsed_s - self._said_s >= LINE_EVERY_S
+            moment.phase is not self._phase
+            or moment.elapsed_s - self._said_s >= LINE_EVERY_S
             or share - self._said_share >= LINE_EVERY_SHARE
         )
-        if not news or progress.phase is Phase.DONE:
+        if not news or moment.phase is Phase.DONE:
             return
-        self._phase, self._said_s, self._said_share = progress.phase, progress.elapsed_s, share
-        sys.stderr.write(f"{describe(progress)}\n")
+        self._phase, self._said_s, self._said_share = moment.phase, moment.elapsed_s, share
+        sys.stderr.write(f"{describe(moment)}\n")
         sys.stderr.flush()
 
 
-class Bars(Silence):
-    """Bars that are drawn over each other, with rich."""
+class Bars(Drawn[Progress]):
+    """Bars that are drawn over each other."""
 
     def __init__(self) -> None:
-        # rich costs 40 ms to import, so only where there is a terminal to draw on.
-        from rich.console import Console  # noqa: PLC0415
-        from rich.live import Live  # noqa: PLC0415
-
-        self._live = Live(console=Console(stderr=True), transient=True, refresh_per_second=10)
-
-    def __enter__(self) -> Self:
-        """Start drawing."""
-        self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Wipe what was drawn."""
-        self._live.stop()
-
-    def __call__(self, progress: Progress) -> None:
-        """See Display."""
-        self._live.update(_drawing(progress))
+        super().__init__(_drawing)
 
 
 def describe(progress: Progress) -> str:
@@ -138,7 +88,7 @@ def describe(progress: Progress) -> str:
 
 
 def _drawing(progress: Progress) -> RenderableType:
-    from rich.console import Group  # noqa: PLC0415 - see Bars
+    from rich.console import Group  # noqa: PLC0415 - see displays
     from rich.progress_bar import ProgressBar  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415

@@ -6,13 +6,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from time import monotonic
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from modelcache.domain.wanted import ModelPhase, WantedStatus
 from modelcache.faces import present, units
+from modelcache.faces.displays import Display, Drawn, Silence
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from modelcache.client import AgentEvent, AgentStatus
 
 LINE_EVERY_S: Final = 5.0
@@ -103,108 +105,44 @@ def event_text(event: AgentEvent) -> str:
     return " ".join(part for part in (when, event.kind, str(model), told) if part)
 
 
-class Waiting(Protocol):
-    """Shows how far one wanted model is, while it is entered."""
-
-    def __enter__(self) -> Self:
-        """Begin."""
-        ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End."""
-        ...
-
-    def __call__(self, status: WantedStatus) -> None:
-        """Show this moment."""
-        ...
-
-
-def waiting(*, quiet: bool) -> Waiting:
-    """What suits this standard error."""
+def waiting(*, quiet: bool) -> Display[WantedStatus]:
+    """What suits this standard error, while one wanted model is waited for."""
     if quiet:
-        return _Silence()
-    return _Bar() if sys.stderr.isatty() else _Lines()
+        return Silence()
+    return Drawn(_drawing) if sys.stderr.isatty() else _Lines()
 
 
-class _Silence:
-    """Shows nothing."""
-
-    def __enter__(self) -> Self:
-        """See Waiting."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """See Waiting."""
-
-    def __call__(self, status: WantedStatus) -> None:
-        """See Waiting."""
-
-
-class _Lines(_Silence):
+class _Lines(Silence[WantedStatus]):
     """A line when the phase changes, and now and then: for logs."""
 
     def __init__(self) -> None:
         self._before: WantedStatus | None = None
         self._said_s = 0.0
 
-    def __call__(self, status: WantedStatus) -> None:
-        """See Waiting."""
+    def __call__(self, moment: WantedStatus) -> None:
+        """See Display."""
         before, now_s = self._before, monotonic()
         news = (
             before is None
-            or status.phase is not before.phase
-            or status.trouble != before.trouble
+            or moment.phase is not before.phase
+            or moment.trouble != before.trouble
             or now_s - self._said_s >= LINE_EVERY_S
-            or status.percent - before.percent >= LINE_EVERY_PERCENT
+            or moment.percent - before.percent >= LINE_EVERY_PERCENT
         )
-        if news and status.phase is not ModelPhase.WARM:
-            self._before, self._said_s = status, now_s
-            sys.stderr.write(f"{describe(status)}\n")
+        if news and moment.phase is not ModelPhase.WARM:
+            self._before, self._said_s = moment, now_s
+            sys.stderr.write(f"{describe(moment)}\n")
             sys.stderr.flush()
 
 
-class _Bar(_Silence):
-    """A line and a bar that are drawn over each other, with rich."""
+def _drawing(status: WantedStatus) -> RenderableType:
+    from rich.console import Group  # noqa: PLC0415 - only where there is a terminal
+    from rich.progress_bar import ProgressBar  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
-    def __init__(self) -> None:
-        from rich.console import Console  # noqa: PLC0415 - only where there is a terminal
-        from rich.live import Live  # noqa: PLC0415
-
-        self._live = Live(console=Console(stderr=True), transient=True, refresh_per_second=10)
-
-    def __enter__(self) -> Self:
-        """See Waiting."""
-        self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """See Waiting."""
-        self._live.stop()
-
-    def __call__(self, status: WantedStatus) -> None:
-        """See Waiting."""
-        from rich.console import Group  # noqa: PLC0415 - see above
-        from rich.progress_bar import ProgressBar  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
-
-        line = Text(describe(status))  # a plain string would be read as markup
-        total = max(1, status.total_bytes)
-        self._live.update(Group(line, ProgressBar(total, status.done_bytes, width=60)))
+    line = Text(describe(status))  # a plain string would be read as markup
+    total = max(1, status.total_bytes)
+    return Group(line, ProgressBar(total, status.done_bytes, width=60))
 
 
 def _shown(value: object) -> str:

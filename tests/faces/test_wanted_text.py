@@ -10,7 +10,7 @@ import pytest
 
 from modelcache.client import AgentEvent, AgentStatus
 from modelcache.domain.wanted import ModelPhase, Trouble, Want, WantedStatus
-from modelcache.faces import wanted
+from modelcache.faces.displays import Drawn
 from modelcache.faces.wanted import agent_text, describe, event_text, waiting, wanted_text
 
 COMING = WantedStatus(
@@ -130,6 +130,6 @@ def test_a_terminal_gets_a_bar_and_it_is_wiped(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
     with waiting(quiet=False) as show:
-        assert type(show) is wanted._Bar
+        assert type(show) is Drawn
         show(replace(COMING, ref="s3://bucket/[/b]"))
     assert "[/b]" in screen.getvalue()
