@@ -43,6 +43,7 @@ class Board:
         self.hedged_bytes = 0
         self.begun_s = 0.0  # when the first blob was wanted
         self.gathering_until_s = 0.0  # others may be about to begin too
+        self.stealing = False  # origins are read for what peers owe: they are that much faster
         self.paused = False
         self.held = False  # and nothing goes on for others either
         self.origin_connections: int | None = None  # the cap on all origins together

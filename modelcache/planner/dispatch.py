@@ -22,12 +22,15 @@ class Dispatch:
     def next(self, now_s: float) -> Fetch | None:
         """The next attempt, or None: nothing waits, or nobody may be asked now.
 
-        What others wait for goes first, also while everything else pauses.
+        What others wait for goes first, also while everything else pauses. But not before it is
+        known who else begins: asked by somebody who does not know either, we would read what is
+        another's.
         """
         board = self._board
         if board.in_flight >= self._limits.connections_max or board.held:
             return None
-        fetch = self._next_urgent(now_s)
+        gathering = now_s < board.gathering_until_s
+        fetch = self._next_urgent(now_s) if not gathering else None
         if fetch is not None or board.paused:
             return fetch
         return (
@@ -45,14 +48,20 @@ class Dispatch:
         board = self._board
         peer = board.peers.get(source)
         if peer is not None:
-            most = int(self._limits.peers_share * self._limits.connections_max)
-            return min(peer.free(now_s), most - board.peers_in_flight)
+            return min(peer.free(now_s), self._peers_most() - board.peers_in_flight)
         if now_s < board.origins_rest_until_s:
             return 0
         free = board.sources[source].free(now_s)
         if board.origin_connections is not None:
             free = min(free, board.origin_connections - board.origins_in_flight)
         return max(0, free)
+
+    def _peers_most(self) -> int:
+        """Connections that peers may have together."""
+        share = self._limits.peers_share
+        if self._board.stealing:
+            share = 1 - share
+        return int(share * self._limits.connections_max)
 
     def origin_of(
         self, state: BlobState, now_s: float, avoid: SourceId | None = None
@@ -194,10 +203,16 @@ class Dispatch:
 
     def _next_large(self, now_s: float) -> Fetch | None:
         board = self._board
+        full: dict[tuple[SourceId, int], bool] = {}  # the same for all blobs of a swarm
         for _, _, blob in board.large:
             state = board.blobs[blob]
             source = self.origin_of(state, now_s)
-            if source is None or self._window_full(state) or self._seed_full(state, source, now_s):
+            if source is None or self._window_full(state):
+                continue
+            swarm = (source, state.shares.fetchers if state.shares is not None else 1)
+            if swarm not in full:
+                full[swarm] = self._seed_full(*swarm, now_s)
+            if full[swarm]:
                 continue
             most = self._run_chunks(state, board.sources[source])
             first, end = state.pending.take(ORIGIN, most)
@@ -205,19 +220,36 @@ class Dispatch:
             return board.launch(source, [(blob, chunk) for chunk in range(first, end)], now_s)
         return None
 
-    def _seed_full(self, state: BlobState, source: SourceId, now_s: float) -> bool:
+    def _seed_full(self, source: SourceId, fetchers: int, now_s: float) -> bool:
         """Whether enough is on its way from the origin that a whole swarm shares.
 
         See `PlannerLimits.seed_connections_min` and `seed_left_share`.
         """
-        if now_s < self._board.gathering_until_s:
-            return self._board.origins_in_flight > 0
-        if state.shares is None or state.shares.fetchers < 2:  # noqa: PLR2004 - alone
-            return False
         board = self._board
-        limit = board.sources[source].concurrency.limit
+        if now_s < board.gathering_until_s:
+            return board.origins_in_flight > 0
+        if board.stealing or fetchers < 2:  # noqa: PLR2004 - alone
+            return False
         left = sum(board.blobs[blob].pending.count(ORIGIN) for _, _, blob in board.large)
-        return board.origins_in_flight >= self._from_seed(limit, left, state.shares.fetchers)
+        share = self.seed_connections(source, fetchers)
+        return board.origins_in_flight >= max(1, min(share, left // self._limits.seed_left_share))
+
+    def fetchers(self) -> int:
+        """Nodes that read the next large blob, this one included."""
+        board = self._board
+        state = board.blobs[board.large[0][2]] if board.large else None
+        return state.shares.fetchers if state is not None and state.shares is not None else 1
+
+    def seed_connections(self, source: SourceId, fetchers: int) -> int:
+        """Connections to an origin that a node opens which shares it with others that fetch.
+
+        All begin with what one alone would open, divided among them; each goes on from there as
+        long as more pays.
+        """
+        limits = self._limits
+        first = max(limits.seed_connections_min, -(-limits.connections_start // fetchers))
+        limit = self._board.sources[source].concurrency.limit
+        return max(1, first * limit // limits.connections_start)
 
     def _from_seed(self, limit: int, left: int, fetchers: int) -> int:
         """Chunks that may be on their way from a seed which `fetchers` nodes read."""
@@ -270,14 +302,21 @@ class Dispatch:
         Before all others from one that is about to leave.
         """
         board = self._board
+        if board.peers_in_flight >= self._peers_most():
+            return None
         best: tuple[bool, int, int] | None = None
         chosen: SourceId | None = None
+        gathering = now_s < board.gathering_until_s
         for source in board.shares:
             peer = board.peers[source]
+            if gathering and not self.serves(board.blobs[board.shares[source][0][2]], source):
+                continue
+            if now_s < peer.blocked_until_s or peer.in_flight >= peer.concurrency.limit:
+                continue
             key = (source not in board.leaving, peer.in_flight, peer.turn)
             if best is not None and key >= best:
                 continue
-            if self.free(source, now_s) > 0 and not self._share_full(source):
+            if not self._share_full(source):
                 best, chosen = key, source
         if chosen is None:
             return None

@@ -69,12 +69,12 @@ class PlannerLimits:
     """Of `connections_max`, what requests to peers may take; the rest is for origins."""
     gathering_s: float = 0.5
     """Nodes that are started together begin within about this: until then one chunk is enough."""
-    seed_connections_min: int = 2
+    seed_connections_min: int = 4
     """An origin is read by all that fetch, each with its part of the connections that one would
     have. But not with only one: what comes from peers on a dozen connections would leave it too
     little of the link, and what is read here is what all others wait for."""
-    seed_left_share: int = 4
-    """Chunks on their way from a seed are at most a quarter of those still to be read from it: a
+    seed_left_share: int = 3
+    """Chunks on their way from a seed are at most a third of those still to be read from it: a
     chunk read alone arrives sooner than beside others, and everybody waits for the last ones."""
     not_yet_pause_s: float = 0.2
     """Pause before a peer is asked again that did not have a chunk yet and did not say how long."""
@@ -83,10 +83,13 @@ class PlannerLimits:
     steal_factor: float = 2.0
     """Work is taken over from a peer whose share will take this many times longer than a chunk
     takes from the origin."""
-    straggler_share: float = 1.0
-    """And longer than all has taken so far, times this. Nodes that share an origin get uneven parts
-    of it by chance: what one is ahead, others make good when it is done. To take over from them
-    would only mean to give it to all others as well."""
+    straggler_factor: float = 2.0
+    straggler_share: float = 0.1
+    """And so many times longer than all peers together will take, and than this share of the time
+    so far. Nodes that share an origin get uneven parts of it by chance: what one is ahead, others
+    make good when it is done. To take over from them would only mean to give it to all others."""
+    steal_after_s: float = 20.0
+    """Before that nobody has had enough of anybody to say who is quicker."""
     steal_s: float = 10.0
     """And in no order, where peers would take longer than this, and so many times longer than
     origins alone. Less is the end of any transfer, where a guess is as good as another."""

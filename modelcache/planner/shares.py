@@ -34,6 +34,7 @@ class Shares:
         "_names",
         "_ring",
         "_seeds",
+        "_stolen",
         "complete",
         "grid",
     )
@@ -47,6 +48,7 @@ class Shares:
         self._seeds = Ring(blob, grid.count)  # of the complete ones
         self._holdings: dict[NodeId, Holding] = {}
         self._elsewhere: dict[int, NodeId] = {}  # chunks that another than the owner has
+        self._stolen: set[int] = set()  # chunks that the origin is to give, whoever has them
         self._mine: set[int] = set()  # chunks that somebody expects from here
         self._names: dict[str, SourceId] = {}
 
@@ -62,6 +64,8 @@ class Shares:
 
     def source(self, chunk: int) -> SourceId:
         """Which lot a chunk belongs to."""
+        if chunk in self._stolen:
+            return ORIGIN
         if self.direct:
             return self._name(self._seeds.owner(chunk))
         if chunk not in self._mine:
@@ -133,6 +137,10 @@ class Shares:
             del self._elsewhere[chunk]
         moved = self._ring.remove(node) + lost
         return moved if not self._tips() else range(self.grid.count)
+
+    def steal(self, chunk: int) -> None:
+        """Let the origin give a chunk, whoever has it."""
+        self._stolen.add(chunk)
 
     def expected(self, chunk: int) -> bool:
         """Somebody expects a chunk from here; False if that is nothing new."""

@@ -32,6 +32,7 @@ from modelcache.planner.shares import Shares
 from modelcache.planner.state import BlobState, PeerState, SourceState
 
 AUDITS_FIRST: Final = 1  # chunks of each peer in the first round: a liar rarely lies once
+STEAL_PATIENCE: Final = 3  # checks in a row: rates are known by then
 STEALS_MAX: Final = 8  # chunks taken from a peer's share at one check
 TAKE_OVER_LOOK: Final = 256  # chunks looked at for one that would be ours
 
@@ -44,6 +45,7 @@ class Swarm:
         self._dispatch = dispatch
         self._limits = board.limits
         self._check_s = 0.0
+        self._quicker = 0  # checks in a row at which origins alone would have been
 
     @property
     def check_s(self) -> float:
@@ -62,7 +64,7 @@ class Swarm:
         node = peer_of(event.source)
         if state is None or node is None or node == self._board.me or not state.ranges:
             return
-        peer = self._board.peers.setdefault(event.source, PeerState(self._limits))
+        peer = self._peer(event.source)
         if now_s < peer.quarantined_until_s:
             return
         if state.small:
@@ -82,6 +84,12 @@ class Swarm:
             state.pending.share(state.grid.count, state.shares.source)
         state.pending.move(state.shares.told(node, event.holding))
         self._board.settle_all(state)
+
+    def _peer(self, source: SourceId) -> PeerState:
+        peer = self._board.peers.get(source)
+        if peer is None:
+            peer = self._board.peers[source] = PeerState(self._limits)
+        return peer
 
     def left(self, source: SourceId) -> None:
         """A peer is not to be asked for anything more."""
@@ -159,21 +167,35 @@ class Swarm:
         """
         self._check_s = now_s + self._limits.check_every_s
         board = self._board
-        if board.large or not board.sources:
+        if not board.sources:
             return False
         backlogs = [(self._backlog_s(source, now_s), source) for source in board.shares]
         longest_s, longest = max(backlogs)
-        limits = self._limits
-        so_far_s = now_s - board.begun_s
-        patience_s = limits.steal_factor * self._usual_s(board.sources.values())
-        if longest_s <= max(patience_s, limits.straggler_share * so_far_s):
-            return False
-        moved = self._take_over(longest)
-        if not moved and longest_s > limits.steal_s and self._is_quicker(longest_s):
-            moved = self._take_last(longest)
+        before = board.stealing
+        settled = now_s - board.begun_s > self._limits.steal_after_s
+        self._quicker = self._quicker + 1 if settled and self._is_quicker(now_s) else 0
+        board.stealing = self._quicker >= STEAL_PATIENCE
+        if board.large:
+            return board.stealing and not before
+        if board.stealing:
+            moved = self._take_last(now_s)
+        else:
+            moved = self._is_straggler(longest_s, now_s) and self._take_over(longest)
         if moved:
             actions.append(Announce())
         return moved
+
+    def _is_straggler(self, longest_s: float, now_s: float) -> bool:
+        """Whether a peer will be so late that its share is worth reading once more."""
+        limits, board = self._limits, self._board
+        so_far_s = now_s - board.begun_s
+        patience_s = limits.steal_factor * self._usual_s(board.sources.values())
+        owed = sum(self._owed(source) for source in board.shares)
+        given = sum(peer.received_bytes for peer in board.peers.values())
+        all_s = owed * so_far_s / max(given, 1)  # that all of them together will take
+        return longest_s > max(
+            patience_s, limits.straggler_share * so_far_s, limits.straggler_factor * all_s
+        )
 
     def late(self, source: SourceId, now_s: float, actions: list[Action]) -> None:
         """An attempt at a peer has been hedged: two in a row, and nothing came in between."""
@@ -205,20 +227,31 @@ class Swarm:
                 break
         return False
 
-    def _take_last(self, source: SourceId) -> bool:
-        """Read what a peer may have read: origins are so much faster than peers together."""
+    def _take_last(self, now_s: float) -> bool:
+        """Read what peers may have read: origins are so much faster than peers together.
+
+        As much as origins bring until the next check, of the longest shares.
+        """
+        board = self._board
         moved = False
-        for _ in range(STEALS_MAX):
-            queue = self._board.shares.get(source)
-            if not queue:
+        budget = self._origins_rate() * self._limits.check_every_s
+        while budget > 0 and board.shares:
+            _, longest = max((self._backlog_s(source, now_s), source) for source in board.shares)
+            state = board.blobs[board.shares[longest][-1][2]]
+            if state.shares is None:
                 break
-            state = self._board.blobs[queue[-1][2]]
-            if state.shares is None or state.shares.complete:
-                break
-            (chunk,) = state.pending.last_ones(source, 1)
-            self._make_mine(state, chunk)
-            moved = True
+            for chunk in state.pending.last_ones(longest, STEALS_MAX):
+                state.shares.steal(chunk)
+                self._make_mine(state, chunk)
+                budget -= state.grid.chunk_bytes
+                moved = True
         return moved
+
+    def _origins_rate(self) -> float:
+        """What origins would bring if all connections were theirs, each as fast as now."""
+        board = self._board
+        found = (source.rate * source.concurrency.limit for source in board.sources.values())
+        return max(found, default=0.0)
 
     def _make_mine(self, state: BlobState, chunk: int) -> None:
         assert state.shares is not None, "peers have shares"  # noqa: S101
@@ -234,29 +267,44 @@ class Swarm:
         board = self._board
         peer = board.peers[source]
         queue = board.shares[source]
-        owed = peer.in_flight * board.blobs[queue[0][2]].grid.chunk_bytes + sum(
+        # As if one chunk had just come, so that one who has given nothing yet is no straggler.
+        given = max(peer.received_bytes, board.blobs[queue[0][2]].grid.chunk_bytes)
+        return self._owed(source) * (now_s - board.begun_s) / given
+
+    def _owed(self, source: SourceId) -> int:
+        """Bytes that wait for a peer, or are on their way from it."""
+        board = self._board
+        queue = board.shares[source]
+        flying = board.peers[source].in_flight * board.blobs[queue[0][2]].grid.chunk_bytes
+        return flying + sum(
             board.blobs[blob].pending.count(source) * board.blobs[blob].grid.chunk_bytes
             for _, _, blob in queue
         )
-        # As if one chunk had just come, so that one who has given nothing yet is no straggler.
-        given = max(peer.received_bytes, board.blobs[queue[0][2]].grid.chunk_bytes)
-        return owed * (now_s - board.begun_s) / given
 
     def _usual_s(self, sources: Iterable[SourceState]) -> float:
         """How long a chunk usually takes from these."""
         samples = sorted(seconds for source in sources for seconds in source.durations[0])
         return samples[len(samples) // 2] if samples else self._limits.hedge_unknown_s
 
-    def _is_quicker(self, peers_s: float) -> bool:
-        """Whether origins alone would bring all that peers owe in much less than `peers_s`."""
+    def _is_quicker(self, now_s: float) -> bool:
+        """Whether origins alone would bring all that peers owe in much less time than they do."""
         board = self._board
-        rate = max((source.best_rate for source in board.sources.values()), default=0.0)
         owed = sum(
             board.blobs[blob].pending.count(source) * board.blobs[blob].grid.chunk_bytes
             for source, queue in board.shares.items()
             for _, _, blob in queue
         )
-        return rate > 0 and self._limits.steal_factor * owed / rate < peers_s
+        rate = sum(peer.rate_at(now_s, self._limits.rate_memory_s) for peer in board.peers.values())
+        peers_s = owed / max(rate, 1.0)
+        limits = self._limits
+        origins_s = owed / max(self._origins_rate(), 1.0)
+        quicker = peers_s > limits.steal_s and peers_s > limits.steal_factor * origins_s
+        if board.stealing or not board.large:
+            return quicker
+        # Peers that read as fast as we do have much more than they give: it is their uplinks, and
+        # not the origin.
+        own = sum(source.rate_at(now_s, limits.rate_memory_s) for source in board.sources.values())
+        return quicker and limits.steal_factor * rate < own * (self._dispatch.fetchers() - 1)
 
     # Audits
 
