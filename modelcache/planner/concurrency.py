@@ -31,6 +31,7 @@ class Concurrency:
         "_starting",
         "_windows",
         "_work",
+        "has_room",
         "limit",
     )
 
@@ -41,6 +42,8 @@ class Concurrency:
         self._base_rate = 0.0  # work per second at `_base_limit`
         self._starting = True
         self._windows = 0
+        # Whether others leave some of a shared source: more connections brought as much each.
+        self.has_room: bool | None = None
         self._best_each = 0.0  # bytes a second of one connection
         self._busy_s = 0.0  # of the connections that did the work
         self._work: tuple[float, int] | None = None  # (window start, work done in it)
@@ -94,10 +97,16 @@ class Concurrency:
         self._best_each = max(self._best_each, rate)
         if not known:
             return
-        if rate >= _ROOM * self._best_each:
-            self.limit = min(2 * self.limit, self._limits.connections_max)
-        else:
+        if rate < _ROOM * self._best_each:
+            self.has_room = False
+            self._windows = 0
             self.limit = max(self._limits.connections_start, self.limit // 2)
+            return
+        self._windows += 1
+        if self.has_room is False and self._windows < _PROBE_EVERY_WINDOWS:
+            return  # the last time there was none
+        self.has_room = self._windows > 1
+        self.limit = min(2 * self.limit, self._limits.connections_max)
 
     def throttled(self) -> None:
         """The source asked for less."""

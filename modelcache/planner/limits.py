@@ -69,12 +69,12 @@ class PlannerLimits:
     """Of `connections_max`, what requests to peers may take; the rest is for origins."""
     gathering_s: float = 0.5
     """Nodes that are started together begin within about this: until then one chunk is enough."""
-    seed_connections_min: int = 4
+    seed_connections_min: int = 2
     """An origin is read by all that fetch, each with its part of the connections that one would
     have. But not with only one: what comes from peers on a dozen connections would leave it too
     little of the link, and what is read here is what all others wait for."""
-    seed_left_share: int = 3
-    """Chunks on their way from a seed are at most a third of those still to be read from it: a
+    seed_left_share: int = 4
+    """Chunks on their way from a seed are at most a quarter of those still to be read from it: a
     chunk read alone arrives sooner than beside others, and everybody waits for the last ones."""
     not_yet_pause_s: float = 0.2
     """Pause before a peer is asked again that did not have a chunk yet and did not say how long."""

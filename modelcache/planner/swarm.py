@@ -289,6 +289,8 @@ class Swarm:
     def _is_quicker(self, now_s: float) -> bool:
         """Whether origins alone would bring all that peers owe in much less time than they do."""
         board = self._board
+        if not any(source.concurrency.has_room for source in board.sources.values()):
+            return False  # all that it has is given out: more for us would be less for others
         owed = sum(
             board.blobs[blob].pending.count(source) * board.blobs[blob].grid.chunk_bytes
             for source, queue in board.shares.items()

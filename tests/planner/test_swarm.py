@@ -375,6 +375,8 @@ def test_who_is_done_takes_over_what_a_slow_peer_has_not_read_and_tells() -> Non
         if not quick:
             break
         desk.deliver(quick[0])
+    desk.now_s += 5.0
+    desk.tell(Paused(False))
     anns = set(owned(desk, ME, ANN, BOB, CY)[ANN])
     read = {fetch.runs[0].first for fetch in desk.fetches() if fetch.source == ORIGIN}
     assert read & anns, "something was taken over"

@@ -18,10 +18,7 @@ from typing import Self
 import pytest
 
 BURST_BYTES = 256 << 10  # four of the largest packets that the kernel hands over in one piece
-# A card's queue makes its sender wait and drops nothing; TCP keeps little in it of each flow. What
-# too many send to one host at once is dropped by the switch, beyond a tenth of a second of it.
-CARD_BYTES = 32 << 20
-SWITCH_S = 0.1
+QUEUE_S = 0.1  # of what a link carries, before packets are dropped
 
 
 def can_make_namespaces() -> bool:
@@ -105,11 +102,8 @@ class Network:
 
     def _shape(self, host: str, mbit_s: float, verb: str) -> None:
         port = f"p{self.hosts.index(host)}"
-        switch_bytes = int(SWITCH_S * mbit_s * 1e6 / 8)
-        for space, device, limit in (
-            (self.namespace(host), "eth0", CARD_BYTES),
-            (self._switch, port, switch_bytes),
-        ):
+        limit = int(QUEUE_S * mbit_s * 1e6 / 8) + BURST_BYTES
+        for space, device in ((self.namespace(host), "eth0"), (self._switch, port)):
             bucket = ("rate", f"{mbit_s}mbit", "burst", str(BURST_BYTES), "limit", str(limit))
             self._in(space, "tc", "qdisc", verb, "dev", device, "root", "tbf", *bucket)
 
