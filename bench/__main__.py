@@ -6,6 +6,7 @@ io       direct or buffered writing: what `--io auto` rests on
 client   our HTTP client beside http.client: what the transfer engine's own rests on
 serve    the peer plane beside other servers: what a GB costs the one that gives it
 simulate the planner on up to 5,000 nodes, in virtual time (--quick: up to 256 of them)
+swarm    eight agents on hosts of their own, every link shaped, and the same simulated (root)
 report   only write RESULTS.md and the plot again, from the numbers kept in bench/results
 """
 
@@ -23,14 +24,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import comparison, http_client, io_policy, results, serve, simulate, warm
+from bench import comparison, http_client, io_policy, results, serve, simulate, swarm, warm
 from bench.contenders import TOOLS
 from bench.origins import SMALL_BYTES, Scenario, Transport
 from tests.servers.process import TOOLS as PROGRAMS
 
 GIB = 1 << 30
 TOOLS_BIN = PROGRAMS / "bin"
-STUDIES = ("pull", "warm", "io", "client", "serve", "simulate")
+STUDIES = ("pull", "warm", "io", "client", "serve", "simulate", "swarm")
 SIZES = {Scenario.FILE: 4 * GIB, Scenario.MODEL: 4 * GIB, Scenario.SMALL: 10_000 * SMALL_BYTES}
 QUICK = {Scenario.FILE: GIB, Scenario.MODEL: GIB, Scenario.SMALL: 1_000 * SMALL_BYTES}
 
@@ -52,6 +53,9 @@ def main() -> None:
                 "io": lambda: io_policy.measure_policies(folder, options.rounds),
                 "client": lambda: http_client.measure_clients(folder, options.rounds),
                 "serve": lambda: serve.measure_servers(folder, options.rounds),
+                "swarm": lambda: swarm.measure_swarm(
+                    folder, 1 if options.quick else options.rounds
+                ),
                 "simulate": lambda: simulate.measure(quick=options.quick),
             }[study]()
             results.keep(study, {"machine": machine(folder), "runs": numbers})

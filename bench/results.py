@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from bench import serve, simulate_report
+from bench import serve, simulate_report, swarm
 from bench.contenders import DISK, LIMITS, MEMORY_4, MEMORY_8, MODELCACHE
 from bench.origins import Scenario, Transport
 
@@ -114,11 +114,11 @@ def write() -> None:
         groups = groups_of(pull["runs"])
         parts += [
             _machine(pull["machine"]),
-            _targets(groups, _load("warm"), _load("serve")),
+            _targets(groups, _load("warm"), _load("serve"), _load("swarm")),
             _tables(groups),
         ]
         _plot(groups)
-    for study, table in (("warm", _warm), ("io", _io), ("client", _client), ("serve", _serve)):
+    for study, table in TABLES:
         numbers = _load(study)
         if numbers:
             parts.append(table(numbers["runs"]))
@@ -163,6 +163,7 @@ def _targets(
     groups: Mapping[tuple[Scenario, Transport], Group],
     warm: Mapping[str, Any] | None,
     served: Mapping[str, Any] | None,
+    together: Mapping[str, Any] | None,
 ) -> str:
     """What we promised ourselves, and what came of it."""
     rows: list[tuple[str, str, str, bool]] = []
@@ -183,6 +184,7 @@ def _targets(
         rows.append(("files of 64 KiB against s5cmd", "1x", f"{ratio:.2f}x", ratio > 1))
     rows += _warm_rows(warm["runs"]) if warm else []
     rows += [serve.target(served["runs"])] if served else []
+    rows += swarm.targets(together["runs"]) if together else []
     body = [[what, want, said, "yes" if met else "**no**"] for what, want, said, met in rows]
     return "## Targets\n\n" + _table(["what", "target", "measured", "met"], body)
 
@@ -335,6 +337,23 @@ def _serve(runs: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def _swarm(runs: Sequence[Mapping[str, Any]]) -> str:
+    header = [
+        "case",
+        "last ready s",
+        "of size/link",
+        "simulated",
+        "from the origin, of size",
+        "most sent by one, of size",
+    ]
+    return (
+        "## Eight nodes on shaped links\n\n`python -m bench swarm`: agents in network namespaces, "
+        "every link 200 Mbit/s each way, a model of 1 GiB in chunks of 4 MiB (an eighth of it where "
+        "nodes do not share). Ethernet, IP and TCP take 4.5 % of a link; the start of the "
+        "commands counts.\n\n" + _table(header, swarm.rows(runs))
+    )
+
+
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
@@ -351,3 +370,12 @@ def _plot(groups: Mapping[tuple[Scenario, Transport], Group]) -> None:
     except ImportError:
         return
     draw(groups, HERE / "pull.png")
+
+
+TABLES: Final = (
+    ("warm", _warm),
+    ("io", _io),
+    ("client", _client),
+    ("serve", _serve),
+    ("swarm", _swarm),
+)
