@@ -105,7 +105,8 @@ class Concurrency:
         self._windows += 1
         if self.has_room is False and self._windows < _PROBE_EVERY_WINDOWS:
             return  # the last time there was none
-        self.has_room = self._windows > 1
+        if self._windows > 1:  # one good window is what it was before
+            self.has_room = True
         self.limit = min(2 * self.limit, self._limits.connections_max)
 
     def throttled(self) -> None:

@@ -289,8 +289,11 @@ class Swarm:
     def _is_quicker(self, now_s: float) -> bool:
         """Whether origins alone would bring all that peers owe in much less time than they do."""
         board = self._board
-        if not any(source.concurrency.has_room for source in board.sources.values()):
-            return False  # all that it has is given out: more for us would be less for others
+        # Where all that an origin has is given out, more for us would be less for others. While we
+        # read everything there our own link may be full, which says nothing of the origin.
+        roomy = any(source.concurrency.has_room for source in board.sources.values())
+        if not roomy and not board.stealing:
+            return False
         owed = sum(
             board.blobs[blob].pending.count(source) * board.blobs[blob].grid.chunk_bytes
             for source, queue in board.shares.items()
