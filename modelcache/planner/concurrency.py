@@ -15,7 +15,6 @@ from modelcache.planner.limits import PlannerLimits
 _START_GAIN: Final = 1.25  # doubling must bring a quarter more to be worth it
 _PROBE_GAIN: Final = 1.05  # an eighth more connections must bring at least this
 _PROBE_EVERY_WINDOWS: Final = 8
-_ROOM: Final = 0.85  # of what one connection has brought: less, and the source is at its limit
 _PROBE_STEP: Final = 8  # probe with one eighth more
 
 
@@ -25,13 +24,10 @@ class Concurrency:
     __slots__ = (
         "_base_limit",
         "_base_rate",
-        "_best_each",
-        "_busy_s",
         "_limits",
         "_starting",
         "_windows",
         "_work",
-        "has_room",
         "limit",
     )
 
@@ -42,10 +38,6 @@ class Concurrency:
         self._base_rate = 0.0  # work per second at `_base_limit`
         self._starting = True
         self._windows = 0
-        # Whether others leave some of a shared source: more connections brought as much each.
-        self.has_room: bool | None = None
-        self._best_each = 0.0  # bytes a second of one connection
-        self._busy_s = 0.0  # of the connections that did the work
         self._work: tuple[float, int] | None = None  # (window start, work done in it)
 
     def done(
@@ -69,45 +61,6 @@ class Concurrency:
         if now_s - start_s >= self._limits.window_min_s and work >= enough:
             self._work = (now_s, 0)
             self._judge(work / (now_s - start_s))
-
-    def done_shared(
-        self, size_bytes: int, seconds: float, chunk_bytes: int, now_s: float, connections: int
-    ) -> None:
-        """The same where others share the source, and `connections` are this node's part of it.
-
-        Judged is what one connection brings. While that is as much as ever, the source has room:
-        twice as many. When it is less, all there is has been given out, and who took more would
-        only take it from the others: back to an even part. seconds: that this work took.
-        """
-        if self._work is None:
-            self._work = (now_s, 0)
-            self._busy_s = 0.0
-            return
-        start_s, work = self._work
-        work += size_bytes
-        self._work = (start_s, work)
-        self._busy_s += seconds
-        enough = max(self._limits.window_min_bytes, 2 * connections * chunk_bytes)
-        if now_s - start_s < self._limits.window_min_s or work < enough:
-            return
-        rate = work / self._busy_s
-        self._work = (now_s, 0)
-        self._busy_s = 0.0
-        known = self._best_each > 0  # the first window only tells what there is to compare with
-        self._best_each = max(self._best_each, rate)
-        if not known:
-            return
-        if rate < _ROOM * self._best_each:
-            self.has_room = False
-            self._windows = 0
-            self.limit = max(self._limits.connections_start, self.limit // 2)
-            return
-        self._windows += 1
-        if self.has_room is False and self._windows < _PROBE_EVERY_WINDOWS:
-            return  # the last time there was none
-        if self._windows > 1:  # one good window is what it was before
-            self.has_room = True
-        self.limit = min(2 * self.limit, self._limits.connections_max)
 
     def throttled(self) -> None:
         """The source asked for less."""

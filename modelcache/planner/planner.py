@@ -329,14 +329,7 @@ class Planner:
             saturated = attempt.source in self._board.shares
         else:
             saturated = bool(self._board.large or self._board.small)
-        fetchers = self._dispatch.fetchers()
-        if fetchers > 1 and not isinstance(source, PeerState):
-            connections = self._dispatch.seed_connections(attempt.source, fetchers)
-            source.concurrency.done_shared(size, seconds, chunk_bytes, now_s, connections)
-        else:
-            source.concurrency.done(
-                size, chunk_bytes, now_s, saturated=saturated, requests=requests
-            )
+        source.concurrency.done(size, chunk_bytes, now_s, saturated=saturated, requests=requests)
         attempt.since_s = now_s
         attempt.hedged = False
 

@@ -248,9 +248,8 @@ class Swarm:
         return moved
 
     def _origins_rate(self) -> float:
-        """What origins would bring if all connections were theirs, each as fast as now."""
-        board = self._board
-        found = (source.rate * source.concurrency.limit for source in board.sources.values())
+        """The most that origins have brought here: with all that others read beside it."""
+        found = (source.best_rate for source in self._board.sources.values())
         return max(found, default=0.0)
 
     def _make_mine(self, state: BlobState, chunk: int) -> None:
@@ -289,11 +288,6 @@ class Swarm:
     def _is_quicker(self, now_s: float) -> bool:
         """Whether origins alone would bring all that peers owe in much less time than they do."""
         board = self._board
-        # Where all that an origin has is given out, more for us would be less for others. While we
-        # read everything there our own link may be full, which says nothing of the origin.
-        roomy = any(source.concurrency.has_room for source in board.sources.values())
-        if not roomy and not board.stealing:
-            return False
         owed = sum(
             board.blobs[blob].pending.count(source) * board.blobs[blob].grid.chunk_bytes
             for source, queue in board.shares.items()
@@ -304,12 +298,8 @@ class Swarm:
         limits = self._limits
         origins_s = owed / max(self._origins_rate(), 1.0)
         quicker = peers_s > limits.steal_s and peers_s > limits.steal_factor * origins_s
-        if board.stealing or not board.large:
-            return quicker
-        # Peers that read as fast as we do have much more than they give: it is their uplinks, and
-        # not the origin.
-        own = sum(source.rate_at(now_s, limits.rate_memory_s) for source in board.sources.values())
-        return quicker and limits.steal_factor * rate < own * (self._dispatch.fetchers() - 1)
+        # While our own share is being read, origins have no room for more.
+        return quicker and (board.stealing or not board.large)
 
     # Audits
 
