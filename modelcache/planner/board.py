@@ -85,13 +85,8 @@ class Board:
 
     def settle(self, state: BlobState, source: SourceId) -> None:
         """Take a blob from a queue if nothing of its lot waits any more."""
-        if source not in state.queued or state.pending.count(source):
-            return
-        del state.queued[source]
-        queue = self.large if source == ORIGIN else self.shares[source]
-        del queue[bisect_left(queue, state.rank)]
-        if not queue and source != ORIGIN:
-            del self.shares[source]
+        if source in state.queued and not state.pending.count(source):
+            self._unqueue(state, source)
 
     def settle_all(self, state: BlobState) -> None:
         """The same for all its lots, and let it stand where it has new ones."""
@@ -103,11 +98,14 @@ class Board:
     def forget_queues(self, state: BlobState) -> None:
         """Take a blob from all queues, whatever waits."""
         for source in list(state.queued):
-            del state.queued[source]
-            queue = self.large if source == ORIGIN else self.shares[source]
-            del queue[bisect_left(queue, state.rank)]
-            if not queue and source != ORIGIN:
-                del self.shares[source]
+            self._unqueue(state, source)
+
+    def _unqueue(self, state: BlobState, source: SourceId) -> None:
+        del state.queued[source]
+        queue = self.large if source == ORIGIN else self.shares[source]
+        del queue[bisect_left(queue, state.rank)]
+        if not queue and source != ORIGIN:
+            del self.shares[source]
 
     # Attempts
 

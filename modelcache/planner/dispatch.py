@@ -231,21 +231,16 @@ class Dispatch:
         if board.stealing or fetchers < 2:  # noqa: PLR2004 - alone
             return False
         left = sum(board.blobs[blob].pending.count(ORIGIN) for _, _, blob in board.large)
-        share = self.seed_connections(source, fetchers)
-        return board.origins_in_flight >= max(1, min(share, left // self._limits.seed_left_share))
-
-    def seed_connections(self, source: SourceId, fetchers: int) -> int:
-        """Connections to an origin that a node opens which shares it with others that fetch.
-
-        Its part of what one alone would open. They are not opened one by one while that pays, for
-        among nodes that share a link it pays whoever takes from the others: measured on eight
-        shaped links, the last node was ready half as late again.
-        """
-        limit = self._board.sources[source].concurrency.limit
-        return max(self._limits.seed_connections_min, -(-limit // fetchers))
+        limit = board.sources[source].concurrency.limit
+        return board.origins_in_flight >= self._from_seed(limit, left, fetchers)
 
     def _from_seed(self, limit: int, left: int, fetchers: int) -> int:
-        """Chunks that may be on their way from a seed which `fetchers` nodes read."""
+        """Chunks that may be on their way from a seed which `fetchers` nodes read.
+
+        A node's part of what one alone would open. More are not opened because that pays, for among
+        nodes that share a link it pays whoever takes from the others: measured on eight shaped
+        links, the last node was ready half as late again.
+        """
         share = max(self._limits.seed_connections_min, -(-limit // fetchers))
         return max(1, min(share, left // self._limits.seed_left_share))
 

@@ -4,7 +4,8 @@ Every decision of a transfer is made here or in what this class is made of: `dis
 largest blobs first, small ones in batches beside them; which source, how long a request, how many
 at once) and `swarm` (peers: who gives what, who is left alone), over the books that `board` keeps.
 What is left to this module is what becomes of an attempt: stored, failed, retried, hedged, given
-up. It must not know what a socket, a file or a clock is: time is an argument, jitter comes
+up. It is longer than a sitting, and stays together because each of these changes what the others
+mean. It must not know what a socket, a file or a clock is: time is an argument, jitter comes
 from the attempt's number, and so a run is repeated exactly by repeating its events. Production and
 the simulator run this same class.
 
@@ -78,7 +79,7 @@ class Planner:
         self._limits = limits
         self._board = Board(limits, me)
         self._dispatch = Dispatch(self._board)
-        self._swarm = Swarm(self._board, self._dispatch)
+        self._swarm = Swarm(self._board)
         self._blobs = self._board.blobs
         self._attempts = self._board.attempts
         self._delayed: list[tuple[float, int, BlobId, int]] = []  # heap of (due, order, chunk)
@@ -288,8 +289,6 @@ class Planner:
                 peer.blocked_until_s = max(peer.blocked_until_s, now_s + pause_s)
             case Remedy.REFUSED if event.blob is not None and failure.code == NOT_HELD:
                 self._swarm.denied(attempt.source, event.blob)
-            case Remedy.RENEW:
-                self._swarm.failed(attempt.source, now_s, actions, bad=False)
             case Remedy.REFUSED | Remedy.CORRUPT:
                 self._swarm.failed(attempt.source, now_s, actions, bad=True)
             case _:

@@ -57,11 +57,6 @@ class Shares:
         """Nodes that fetch the blob, this one included."""
         return len(self._ring.nodes)
 
-    @property
-    def peers(self) -> tuple[NodeId, ...]:
-        """Nodes that have or fetch the blob, sorted."""
-        return tuple(sorted(self._holdings))
-
     def source(self, chunk: int) -> SourceId:
         """Which lot a chunk belongs to."""
         if chunk in self._stolen:
@@ -115,7 +110,7 @@ class Shares:
         moved = self._ring.add(node)
         if before is None or before.chunks != holding.chunks:
             moved += self._note(node, holding)
-        return moved if not self._tips() else range(self.grid.count)
+        return self._moved(moved)
 
     def _leaving(self, node: NodeId, holding: Holding) -> Iterable[int]:
         """A node owes us nothing any more, and has chunks that nobody else may have."""
@@ -135,8 +130,11 @@ class Shares:
         lost = [chunk for chunk, other in self._elsewhere.items() if other == node]
         for chunk in lost:
             del self._elsewhere[chunk]
-        moved = self._ring.remove(node) + lost
-        return moved if not self._tips() else range(self.grid.count)
+        return self._moved(self._ring.remove(node) + lost)
+
+    def _moved(self, chunks: list[int]) -> Iterable[int]:
+        """Where nodes have all of it, one fetcher may decide whether they are asked at once."""
+        return range(self.grid.count) if self.complete else chunks
 
     def steal(self, chunk: int) -> None:
         """Let the origin give a chunk, whoever has it."""
@@ -178,10 +176,6 @@ class Shares:
     def _not_complete(self, node: NodeId) -> None:
         self.complete = tuple(each for each in self.complete if each != node)
         self._seeds.remove(node)
-
-    def _tips(self) -> bool:
-        """Whether one fetcher more or less may decide if nodes with all of it are asked at once."""
-        return bool(self.complete)
 
     def _name(self, node: str) -> SourceId:
         name = self._names.get(node)

@@ -161,10 +161,6 @@ class SourceState:
         weight = _FRESHNESS if self.first_byte_s else 1.0
         self.first_byte_s += (first_byte_s - self.first_byte_s) * weight
 
-    def usable(self, now_s: float) -> bool:
-        """Not resting, and not at its limit."""
-        return self.free(now_s) > 0
-
     def free(self, now_s: float) -> int:
         """Connections that may be added."""
         resting = now_s < self.blocked_until_s

@@ -10,13 +10,12 @@ round. The first that differs tells who lied; all that came from there is fetche
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from modelcache.domain.holdings import HoldingState
 from modelcache.domain.manifests import BlobId
 from modelcache.planner.board import Board
-from modelcache.planner.dispatch import Dispatch
 from modelcache.planner.events import (
     Action,
     Announce,
@@ -29,7 +28,7 @@ from modelcache.planner.events import (
     peer_of,
 )
 from modelcache.planner.shares import Shares
-from modelcache.planner.state import BlobState, PeerState, SourceState
+from modelcache.planner.state import BlobState, PeerState
 
 AUDITS_FIRST: Final = 1  # chunks of each peer in the first round: a liar rarely lies once
 STEAL_PATIENCE: Final = 3  # checks in a row: rates are known by then
@@ -40,9 +39,8 @@ TAKE_OVER_LOOK: Final = 256  # chunks looked at for one that would be ours
 class Swarm:
     """See the module."""
 
-    def __init__(self, board: Board, dispatch: Dispatch) -> None:
+    def __init__(self, board: Board) -> None:
         self._board = board
-        self._dispatch = dispatch
         self._limits = board.limits
         self._check_s = 0.0
         self._quicker = 0  # checks in a row at which origins alone would have been
@@ -169,17 +167,15 @@ class Swarm:
         board = self._board
         if not board.sources:
             return False
-        backlogs = [(self._backlog_s(source, now_s), source) for source in board.shares]
-        longest_s, longest = max(backlogs)
-        before = board.stealing
         settled = now_s - board.begun_s > self._limits.steal_after_s
         self._quicker = self._quicker + 1 if settled and self._is_quicker(now_s) else 0
         board.stealing = self._quicker >= STEAL_PATIENCE
         if board.large:
-            return board.stealing and not before
+            return False
         if board.stealing:
             moved = self._take_last(now_s)
         else:
+            longest_s, longest = self._longest(now_s)
             moved = self._is_straggler(longest_s, now_s) and self._take_over(longest)
         if moved:
             actions.append(Announce())
@@ -189,7 +185,7 @@ class Swarm:
         """Whether a peer will be so late that its share is worth reading once more."""
         limits, board = self._limits, self._board
         so_far_s = now_s - board.begun_s
-        patience_s = limits.steal_factor * self._usual_s(board.sources.values())
+        patience_s = limits.steal_factor * self._usual_s()
         owed = sum(self._owed(source) for source in board.shares)
         given = sum(peer.received_bytes for peer in board.peers.values())
         all_s = owed * so_far_s / max(given, 1)  # that all of them together will take
@@ -236,7 +232,7 @@ class Swarm:
         moved = False
         budget = self._origins_rate() * self._limits.check_every_s
         while budget > 0 and board.shares:
-            _, longest = max((self._backlog_s(source, now_s), source) for source in board.shares)
+            _, longest = self._longest(now_s)
             state = board.blobs[board.shares[longest][-1][2]]
             if state.shares is None:
                 break
@@ -258,6 +254,10 @@ class Swarm:
         state.pending.move((chunk,))
         self._board.settle_all(state)
 
+    def _longest(self, now_s: float) -> tuple[float, SourceId]:
+        """The peer whose share will take the longest, and how long."""
+        return max((self._backlog_s(source, now_s), source) for source in self._board.shares)
+
     def _backlog_s(self, source: SourceId, now_s: float) -> float:
         """How long what a peer still owes will take at its rate so far.
 
@@ -275,24 +275,26 @@ class Swarm:
         board = self._board
         queue = board.shares[source]
         flying = board.peers[source].in_flight * board.blobs[queue[0][2]].grid.chunk_bytes
-        return flying + sum(
+        return flying + self._pending_bytes(source)
+
+    def _pending_bytes(self, source: SourceId) -> int:
+        """Bytes that wait for a peer."""
+        board = self._board
+        return sum(
             board.blobs[blob].pending.count(source) * board.blobs[blob].grid.chunk_bytes
-            for _, _, blob in queue
+            for _, _, blob in board.shares[source]
         )
 
-    def _usual_s(self, sources: Iterable[SourceState]) -> float:
-        """How long a chunk usually takes from these."""
+    def _usual_s(self) -> float:
+        """How long a chunk usually takes from origins."""
+        sources = self._board.sources.values()
         samples = sorted(seconds for source in sources for seconds in source.durations[0])
         return samples[len(samples) // 2] if samples else self._limits.hedge_unknown_s
 
     def _is_quicker(self, now_s: float) -> bool:
         """Whether origins alone would bring all that peers owe in much less time than they do."""
         board = self._board
-        owed = sum(
-            board.blobs[blob].pending.count(source) * board.blobs[blob].grid.chunk_bytes
-            for source, queue in board.shares.items()
-            for _, _, blob in queue
-        )
+        owed = sum(self._pending_bytes(source) for source in board.shares)
         rate = sum(peer.rate_at(now_s, self._limits.rate_memory_s) for peer in board.peers.values())
         peers_s = owed / max(rate, 1.0)
         limits = self._limits
