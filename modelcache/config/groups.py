@@ -10,6 +10,7 @@ from typing import Final
 
 from modelcache.domain.addresses import EVERYWHERE, parse_address
 from modelcache.domain.listening import default_socket
+from modelcache.domain.members import NodeId, is_node_id
 from modelcache.domain.ranges import CHUNK_BYTES_DEFAULT, MIB
 from modelcache.errors import InvalidConfig
 
@@ -235,6 +236,15 @@ class AgentSettings:
     """`json` for machines, `console` for people."""
     log_level: LogLevel = LogLevel.INFO
     """`debug`, `info`, `warning` or `error`."""
+
+    def node_id(self) -> NodeId:
+        """What this node is called among others. Raises InvalidConfig."""
+        name = self.node or os.uname().nodename
+        if not is_node_id(name):
+            raise InvalidConfig(
+                f"agent.node: {name[:80]!r} is not a node's name: letters, digits, dots and dashes"
+            )
+        return NodeId(name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,3 +45,7 @@ class ChunkGrid:
         """Bytes of `count` chunks from chunk `first` on."""
         start = first * self.chunk_bytes
         return ByteRange(start, min(start + count * self.chunk_bytes, self.size_bytes))
+
+    def covering(self, span: ByteRange) -> range:
+        """The chunks that hold any byte of a range."""
+        return range(span.start // self.chunk_bytes, -(-span.end // self.chunk_bytes))

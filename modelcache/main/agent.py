@@ -94,13 +94,13 @@ def _run(settings: Settings) -> None:
 def _check(store: Path | None, config: Path | None, flags: Flags, *, as_json: bool) -> None:
     from modelcache.errors import InvalidConfig  # noqa: PLC0415
     from modelcache.faces import present  # noqa: PLC0415
-    from modelcache.main import checking, wiring  # noqa: PLC0415
+    from modelcache.main import checking  # noqa: PLC0415
 
     settings = None
     wrong = []
     try:
         settings = settings_for(store, config, flags)
-        wiring.node_name(settings)
+        settings.agent.node_id()
     except InvalidConfig as error:
         wrong = [error.message]
     wrong = list(dict.fromkeys([*checking.problems(config, flags, settings), *wrong]))

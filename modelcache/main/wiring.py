@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 from modelcache.agent import Engine
 from modelcache.agent.daemon import Daemon, Neighbourhood
 from modelcache.domain.listening import parse_listen
-from modelcache.domain.members import is_node_id
-from modelcache.errors import InvalidConfig
 from modelcache.faces.http import Guard, create_app
 from modelcache.faces.http.guard import TokenFile
 from modelcache.faces.http.sockets import bind_tcp, bound_unix
@@ -47,7 +45,7 @@ def assembled(settings: Settings) -> Iterator[Assembled]:
             stack.enter_context(tcp)
         engine = stack.enter_context(Engine(settings))
         neighbours = neighbours_for(settings, engine)
-        daemon = Daemon(settings, engine, name=node_name(settings), neighbours=neighbours)
+        daemon = Daemon(settings, engine, name=settings.agent.node_id(), neighbours=neighbours)
         closing = Closing()
         app = create_app(daemon, closing)
         faces: list[tuple[ASGIApp, socket.socket]] = [(Guard(app), unix)]
@@ -55,16 +53,6 @@ def assembled(settings: Settings) -> Iterator[Assembled]:
             faces.append((Guard(app, changes=token is not None, token=token), tcp))
         bound = tcp.getsockname()[:2] if tcp is not None else None
         yield Assembled(daemon, closing, faces, bound)
-
-
-def node_name(settings: Settings) -> str:
-    """What this node is called among others. Raises InvalidConfig."""
-    name = settings.agent.node or socket.gethostname()
-    if not is_node_id(name):
-        raise InvalidConfig(
-            f"agent.node: {name[:80]!r} is not a node's name: letters, digits, dots and dashes"
-        )
-    return name
 
 
 def neighbours_for(settings: Settings, engine: Engine) -> Neighbourhood | None:

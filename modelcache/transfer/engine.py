@@ -7,6 +7,9 @@ watches for cancellation.
 
 It decides nothing about what to fetch, and knows nothing of models: blobs come in, blobs are
 published. Whatever kills the process, the store holds every chunk that was reported as stored.
+
+It is longer than a sitting because all of it runs under that one lock: the planner's actions, the
+workers' events, and the order in which blobs are opened, finished and let go.
 """
 
 from __future__ import annotations

@@ -174,18 +174,15 @@ class BlobJob:
 
     def wait_served(self, span: ByteRange, wait_s: float) -> bool:
         """Wait until others may have all of `span`; False if that does not come to be in time."""
-        chunk_bytes = self.grid.chunk_bytes
-        chunks = set(range(span.start // chunk_bytes, -(-span.end // chunk_bytes)))
+        chunks = set(self.grid.covering(span))
         with self._changed:
             self._changed.wait_for(lambda: self._closed or chunks <= self._served, wait_s)
             return not self._closed and chunks <= self._served
 
     def unserved(self, span: ByteRange) -> list[int]:
         """Chunks of `span` that others may not have yet."""
-        chunk_bytes = self.grid.chunk_bytes
-        chunks = range(span.start // chunk_bytes, -(-span.end // chunk_bytes))
         with self._changed:
-            return [chunk for chunk in chunks if chunk not in self._served]
+            return [chunk for chunk in self.grid.covering(span) if chunk not in self._served]
 
     def holding(self) -> Holding:
         """What others may ask for."""

@@ -211,6 +211,7 @@ class Worker:
                     _release(kept)
             if span.end == job.file.size_bytes:
                 check_end(job.file, body)
+            part.check_promise(hashed)
             blocks, kept = kept, []
             self._finish(part, hashed, blocks)
             stored = True
@@ -302,7 +303,6 @@ class Worker:
         started_s = perf_counter()
         job, chunk = part.job, part.chunk
         try:
-            part.check_promise(hashed)
             part.writer.finish_chunk(chunk, hashed.xxh3, hashed.crc, relayed=not part.fetch.serve)
         except BaseException:
             _release(blocks)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from modelcache.domain.holdings import Holding, HoldingState
 from modelcache.domain.manifests import BlobId, Manifest, ModelId
 from modelcache.domain.members import NodeId
-from modelcache.planner import OriginCapped, PeerLeft, PeerTold, SwarmEvent, peer_source
+from modelcache.planner import PeerLeft, PeerTold, peer_source
 from modelcache.transfer.engine import Transfer
 from modelcache.transfer.jobs import BlobJob
 
@@ -77,9 +77,7 @@ class Active:
 
     def holdings(self) -> tuple[Holding, ...]:
         """What others may ask for of all that is being fetched."""
-        return tuple(
-            job.holding() for sharing in self.all() for job in list(sharing.large.values())
-        )
+        return tuple(job.holding() for sharing in self.all() for job in sharing.large.values())
 
     def models(self) -> tuple[ModelId, ...]:
         """What is being fetched."""
@@ -103,13 +101,5 @@ class Active:
 
     def left(self, node: NodeId) -> None:
         """A node is gone, or wants to be left alone."""
-        self.tell(PeerLeft(peer_source(node)))
-
-    def cap(self, event: OriginCapped) -> None:
-        """How much origins may be asked."""
-        self.tell(event)
-
-    def tell(self, event: SwarmEvent) -> None:
-        """Tell all transfers."""
         for sharing in self.all():
-            sharing.transfer.tell(event)
+            sharing.transfer.tell(PeerLeft(peer_source(node)))

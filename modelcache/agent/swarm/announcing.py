@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from time import monotonic
 from typing import Final
 
 from modelcache.domain.members import Member
@@ -73,13 +72,19 @@ class Announcer:
             return
         message = said or self._compose()
         futures = [
-            self._pool.submit(self._tell, member, message, timeout_s) for member in self._members()
+            self._pool.submit(self.tell_one, member, message, timeout_s)
+            for member in self._members()
         ]
         wait_for(futures, timeout_s)
 
-    def tell_one(self, member: Member, said: Announcement, *, timeout_s: float = ANSWER_S) -> None:
-        """Announce to one member."""
-        self._tell(member, said, timeout_s)
+    def tell_one(self, member: Member, said: Announcement, timeout_s: float = ANSWER_S) -> None:
+        """Announce to one member, and take in what it answers."""
+        try:
+            answer = self._client.announce(member, said, timeout_s=timeout_s)
+        except ModelcacheError as error:
+            self._failed(member, error.message)
+        else:
+            self._learn(member, answer)
 
     def close(self) -> None:
         """End the thread; announcements under way are given up at their time limit."""
@@ -88,13 +93,3 @@ class Announcer:
         if self._thread is not None:
             self._thread.join()
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def _tell(self, member: Member, said: Announcement, timeout_s: float) -> None:
-        started_s = monotonic()
-        try:
-            answer = self._client.announce(member, said, timeout_s=timeout_s)
-        except ModelcacheError as error:
-            self._failed(member, error.message)
-            return
-        if monotonic() - started_s <= 2 * timeout_s:
-            self._learn(member, answer)

@@ -57,7 +57,7 @@ class Door:
     ) -> Piece:
         """A range of a blob. Waits for what is on its way. Raises NotHeld, NotYet."""
         del priority, node
-        return self._shelf.open(blob, span, wait_s=min(wait_s, self._settings.peers.wait_s))
+        return self._shelf.open(blob, span, wait_s=wait_s)
 
     def announce(self, said: Announcement) -> Announcement:
         """Another node has said what it fetches; answer with what is here of that."""

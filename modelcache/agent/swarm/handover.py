@@ -66,28 +66,26 @@ class Handover:
         self._begun_s = monotonic()
         for sharing in self._active.all():
             sharing.transfer.pause(paused=True)
-        alone = self._only_here()
-        self._announcer.tell_all(self._leaving(tuple(alone)))
+        alone = self._still_only_here(self._keepable() if self._neighbours.reachable() else {})
         for model_id, ref in alone.items():
             self._hand(model_id, ref)
         while monotonic() < until_s and not stopped.is_set():
             quiet = self._is_quiet()
-            left = self._still_only_here(alone) if alone else {}
-            if quiet and not left:
+            if quiet and not (alone and self._still_only_here(alone)):
                 return True
             stopped.wait(min(ASK_S, max(0.0, until_s - monotonic())))
         return False
 
-    def _only_here(self) -> dict[ModelId, str]:
-        """Warm models with a ref that no other node has; ref by model."""
+    def _keepable(self) -> dict[ModelId, str]:
+        """Warm models that others could be asked to keep, for they have a ref; ref by model."""
         store = self._engine.store
         refs = store.refs()
         warm = [each for each in store.model_ids() if store.snapshot_path(each) and refs.get(each)]
         warm.sort(key=store.last_used_s, reverse=True)
-        known = {model_id: refs[model_id][0] for model_id in warm[:MODELS_MAX]}
-        return self._still_only_here(known) if known and self._neighbours.reachable() else {}
+        return {model_id: refs[model_id][0] for model_id in warm[:MODELS_MAX]}
 
     def _still_only_here(self, models: dict[ModelId, str]) -> dict[ModelId, str]:
+        """Which of them no other node has: all are told that we leave, and asked."""
         self._announcer.tell_all(self._leaving(tuple(models)))
         with self._lock:
             return {each: ref for each, ref in models.items() if each not in self._held}

@@ -22,7 +22,7 @@ from modelcache.domain.ranges import ByteRange, ChunkGrid
 from modelcache.errors import NotHeld, NotYet, StoreError
 from modelcache.peers.server import Piece
 from modelcache.planner import ChunkWanted
-from modelcache.store import BlobState, Store
+from modelcache.store import BlobState, Store, receipts
 from modelcache.store.receipts import Receipt
 from modelcache.transfer.jobs import BlobJob
 
@@ -98,23 +98,15 @@ class Shelf:
 
     def _receipt(self, blob: BlobId) -> Receipt | None:
         """Of a blob that is the file that was published; None if there is none."""
-        try:
-            status = self._store.layout.blob(blob).stat()
-        except OSError:
-            return None
+        path = self._store.layout.blob(blob)
         with self._lock:
             known = self._receipts.get(blob)
             if known is not None:
                 self._receipts.move_to_end(blob)
-        same = known is not None and (known.inode, known.mtime_ns, known.size_bytes) == (
-            status.st_ino,
-            status.st_mtime_ns,
-            status.st_size,
-        )
-        if same:
+        if known is not None and receipts.state(path, known) is BlobState.INTACT:
             return known
         receipt = self._store.receipt(blob)
-        if receipt is None or self._store.blob_state(blob) is not BlobState.INTACT:
+        if receipt is None or receipts.state(path, receipt) is not BlobState.INTACT:
             return None
         with self._lock:
             self._receipts[blob] = receipt
@@ -133,11 +125,10 @@ def _hashes(grid: ChunkGrid, span: ByteRange, of: Callable[[int], bytes]) -> tup
     """Of the chunks of a range that is cut where chunks are; else none."""
     if not span.size_bytes:
         return ()
-    first = span.start // grid.chunk_bytes
-    end = -(-span.end // grid.chunk_bytes)
-    if grid.span(first, end - first) != span:
+    chunks = grid.covering(span)
+    if grid.span(chunks.start, len(chunks)) != span:
         return ()
-    return tuple(of(chunk) for chunk in range(first, end))
+    return tuple(of(chunk) for chunk in chunks)
 
 
 def _open(path: Path, span: ByteRange, total_bytes: int, hashes: tuple[bytes, ...]) -> Piece | None:

@@ -7,7 +7,6 @@ to ask of whom is the planner's.
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,11 +25,10 @@ from modelcache.agent.swarm.shelf import Shelf
 from modelcache.config import Settings
 from modelcache.domain.holdings import Holding, HoldingState
 from modelcache.domain.manifests import Manifest, ModelId
-from modelcache.domain.members import Member, NodeId, cell_of, is_node_id
+from modelcache.domain.members import Member, NodeId, cell_of
 from modelcache.domain.refs import Ref
 from modelcache.domain.ring import first_of
 from modelcache.errors import (
-    InvalidConfig,
     SourceUnavailable,
 )
 from modelcache.peers.auth import PeerAuth
@@ -55,11 +53,7 @@ class Swarm:
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
         """Nothing is opened before `start`. Raises InvalidConfig."""
-        self.me = NodeId(settings.agent.node or socket.gethostname())
-        if not is_node_id(self.me):
-            raise InvalidConfig(
-                f"agent.node: {self.me!r} is not a node's name: letters, digits, dots and dashes"
-            )
+        self.me = settings.agent.node_id()
         self._settings = settings
         self._engine = engine
         self._auth = PeerAuth.of(settings.peers)
