@@ -7,7 +7,6 @@ start of the commands included. Needs root.
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,7 +122,7 @@ def _killed(folder: Path) -> dict[str, Any]:
         def kill(asked: Sequence[subprocess.Popen[str]]) -> None:
             while hosts.origin.sent_bytes < KILL_AT * hosts.size_bytes:
                 sleep(0.2)
-            hosts.agents[-1].end(signal.SIGKILL)
+            hosts.agents[-1].kill()
             asked[-1].kill()
 
         return _timed("one killed half-way", hosts, hosts.agents, meanwhile=kill, lost=1)

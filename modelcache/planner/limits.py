@@ -84,7 +84,7 @@ class PlannerLimits:
     """Work is taken over from a peer whose share will take this many times longer than a chunk
     takes from the origin."""
     straggler_factor: float = 2.0
-    straggler_share: float = 0.1
+    straggler_share: float = 0.5
     """And so many times longer than all peers together will take, and than this share of the time
     so far. Nodes that share an origin get uneven parts of it by chance: what one is ahead, others
     make good when it is done. To take over from them would only mean to give it to all others."""

@@ -32,6 +32,7 @@ from modelcache.planner.board import Board
 from modelcache.planner.dispatch import Dispatch
 from modelcache.planner.events import (
     Action,
+    Announce,
     AttemptEnded,
     AttemptFailed,
     AttemptId,
@@ -59,6 +60,7 @@ from modelcache.planner.events import (
     SwarmEvent,
     TimerDue,
     Wake,
+    peer_of,
     peer_source,
 )
 from modelcache.planner.limits import PlannerLimits
@@ -457,6 +459,8 @@ class Planner:
         while True:
             while (fetch := self._dispatch.next(now_s)) is not None:
                 actions.append(fetch)
+                if now_s < self._board.gathering_until_s and peer_of(fetch.source) is None:
+                    actions.append(Announce())  # it may be another's, who begins a moment later
             if self._board.paused:
                 return
             if not self._board.waiting:

@@ -5,8 +5,8 @@ complete if there is one, else the origin. Rendezvous hashing gives each chunk a
 the owner reads it from the seed, all others from the owner. Where as many nodes have the blob as
 want it, those are asked at once: a ring would only add a step.
 
-Exceptions are kept by chunk: a node other than the owner that has a chunk (it began before the
-owner came) is asked instead of making the owner read it once more, and a chunk that somebody
+There are two exceptions by chunk: a node other than the owner that has a chunk (it began before
+the owner came) is asked instead of making the owner read it once more, and a chunk that somebody
 expects from this node is this node's, whatever the ring says.
 """
 
@@ -27,7 +27,7 @@ class Shares:
     """See the module. Chunks returned by its methods are those to be assigned anew."""
 
     __slots__ = (
-        "_elsewhere",
+        "_had",
         "_holdings",
         "_me",
         "_mine",
@@ -47,7 +47,7 @@ class Shares:
         self._ring.add(me)
         self._seeds = Ring(blob, grid.count)  # of the complete ones
         self._holdings: dict[NodeId, Holding] = {}
-        self._elsewhere: dict[int, NodeId] = {}  # chunks that another than the owner has
+        self._had: dict[int, NodeId] = {}  # chunks, and a fetching or leaving node that has each
         self._stolen: set[int] = set()  # chunks that the origin is to give, whoever has them
         self._mine: set[int] = set()  # chunks that somebody expects from here
         self._names: dict[str, SourceId] = {}
@@ -64,10 +64,10 @@ class Shares:
         if self.direct:
             return self._name(self._seeds.owner(chunk))
         if chunk not in self._mine:
-            other = self._elsewhere.get(chunk)
-            if other is not None:
-                return self._name(other)
             owner = self._ring.owner(chunk)
+            other = self._had.get(chunk)
+            if other is not None and not self.node_has(NodeId(owner), chunk):
+                return self._name(other)
             if owner != self._me:
                 return self._name(owner)
         return self.seed(chunk)
@@ -127,9 +127,9 @@ class Shares:
         if node in self.complete:
             self._not_complete(node)
             return range(self.grid.count)
-        lost = [chunk for chunk, other in self._elsewhere.items() if other == node]
+        lost = [chunk for chunk, other in self._had.items() if other == node]
         for chunk in lost:
-            del self._elsewhere[chunk]
+            del self._had[chunk]
         return self._moved(self._ring.remove(node) + lost)
 
     def _moved(self, chunks: list[int]) -> Iterable[int]:
@@ -161,16 +161,9 @@ class Shares:
         return [node for node in sorted(self._holdings) if self._holdings[node].has(chunk)]
 
     def _note(self, node: NodeId, holding: Holding) -> list[int]:
-        """Which chunks the node has that are another's."""
-        found = []
-        for chunk in holding.listed():
-            owner = self._ring.owner(chunk)
-            if owner == node or chunk in self._elsewhere:
-                continue
-            theirs = self._holdings.get(NodeId(owner))
-            if theirs is None or not theirs.has(chunk):
-                self._elsewhere[chunk] = node
-                found.append(chunk)
+        """Which chunks the node has that nobody was known to have."""
+        found = [chunk for chunk in holding.listed() if chunk not in self._had]
+        self._had.update(dict.fromkeys(found, node))
         return found
 
     def _not_complete(self, node: NodeId) -> None:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from time import monotonic, sleep
-from typing import Any, Self
+from typing import Any
 
-from tests.servers.process import find_program
+from tests.servers.process import Server, find_program
 from tests.swarm.network import Network
 
 PORT = 8000
@@ -44,71 +39,29 @@ http {{
 """
 
 
-class OnHost:
-    """One process on a host; `folder` is its own, and removed with it."""
+class OnHost(Server):
+    """A server on a host; its port is open there, and not here."""
 
     def __init__(self, network: Network, host: str) -> None:
+        super().__init__()
         self.network = network
         self.host = host
-        self.folder = Path(tempfile.mkdtemp(prefix=f"modelcache-{host}-"))
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def command(self) -> Sequence[str]:
-        """What is run."""
+        return self.network.command(self.host, self.program())
+
+    def program(self) -> Sequence[str]:
+        """What is run on the host."""
         raise AssertionError("each has its own")
 
-    def is_up(self) -> bool:
-        """Whether it can be used."""
-        raise AssertionError("each has its own")
+    def server_environment(self) -> Mapping[str, str]:
+        return {"HOME": str(self.folder)}
 
-    def start(self) -> None:
-        """Start, and wait until it can be used."""
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                self.network.command(self.host, self.command()),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "HOME": str(self.folder)},
-            )
-        deadline_s = monotonic() + START_WAIT_S
-        while not self.is_up():
-            if self._process.poll() is not None or monotonic() > deadline_s:
-                raise AssertionError(f"{self.command()[0]} did not start: {self.log[-2000:]}")
-            sleep(0.05)
-
-    def stop(self) -> None:
-        """End it and remove its folder."""
-        self.end(signal.SIGTERM)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def end(self, number: signal.Signals) -> None:
-        """Send a signal and wait for the end; idempotent."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(number)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-    @property
-    def log(self) -> str:
-        """What it has printed."""
-        return (self.folder / "log").read_text(errors="replace")
+    def kill(self) -> None:
+        """As a crash would."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
 
 
 class Origin(OnHost):
@@ -123,13 +76,13 @@ class Origin(OnHost):
         """As the other hosts see it."""
         return f"http://{self.network.address(self.host)}:{PORT}"
 
-    def command(self) -> Sequence[str]:
+    def program(self) -> Sequence[str]:
         path = self.folder / "nginx.conf"
         path.write_text(_NGINX.format(folder=self.folder, port=PORT, root=self._root))
         program = find_program("nginx", "apt-get install nginx-light")
         return [program, "-p", str(self.folder), "-c", str(path)]
 
-    def is_up(self) -> bool:
+    def answers(self) -> bool:
         return (self.folder / "pid").exists()
 
     @property
@@ -163,12 +116,12 @@ insecure = true
 {settings}
 """
 
-    def command(self) -> Sequence[str]:
+    def program(self) -> Sequence[str]:
         path = self.folder / "config.toml"
         path.write_text(self._config)
         return [str(MODELCACHE), "agent", "--config", str(path), "--store", str(self.store)]
 
-    def is_up(self) -> bool:
+    def answers(self) -> bool:
         return self.socket.exists()
 
     def prefetch(self, ref: str, *options: str) -> subprocess.Popen[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -95,7 +94,7 @@ def test_a_node_that_is_killed_half_way_is_missed_by_nobody(tmp_path: Path) -> N
         asked = [agent.prefetch(hosts.ref) for agent in hosts.agents]
         while hosts.origin.sent_bytes < hosts.size_bytes // 2:
             sleep(0.1)
-        hosts.agents[3].end(signal.SIGKILL)
+        hosts.agents[3].kill()
         asked[3].kill()
         asked[3].communicate()
         ready(asked[:3])

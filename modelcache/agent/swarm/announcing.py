@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
+from time import sleep
 from typing import Final
 
 from modelcache.domain.members import Member
@@ -20,6 +21,7 @@ from modelcache.peers.client import PeerClient
 from modelcache.peers.messages import Announcement
 
 THREADS_MAX: Final = 32  # a cell has at most 63 others; two rounds of a millisecond each
+SETTLE_S: Final = 0.02  # what is to be told together: a request that is just being sent counts
 ANSWER_S: Final = 1.0  # a node that takes longer is no help to anybody; it is asked again later
 
 Learn = Callable[[Member, Announcement], None]
@@ -54,8 +56,9 @@ class Announcer:
 
         def run() -> None:
             while not self._stopping:
-                self._due.wait(every_s)
-                self._due.clear()
+                if self._due.wait(every_s):
+                    sleep(SETTLE_S)
+                    self._due.clear()
                 if wanted():
                     self.tell_all(timeout_s=every_s)
 
