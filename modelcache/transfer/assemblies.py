@@ -62,14 +62,9 @@ class AssemblyCheck:
         self._frontier.finish()
         if self._hash.hexdigest() == self._checksum.value:
             return True
-        self.again()
+        self._frontier.restart(self._restart)
         self._arrived.clear()
         return False
-
-    def again(self) -> None:
-        """Hash all of it once more: a member's chunks were replaced."""
-        self._frontier.restart()
-        self._restart()
 
     def _restart(self) -> None:
         self._hash = new_hash(self._checksum.algorithm, 0)
@@ -102,7 +97,3 @@ class MemberCheck:
         """See BlobCheck. The engine asks the whole."""
         del writer
         return None
-
-    def again(self) -> None:
-        """See BlobCheck."""
-        self._whole.again()

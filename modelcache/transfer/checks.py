@@ -107,11 +107,10 @@ class BlobCheck(Protocol):
         ...
 
     def bad_chunks(self, writer: BlobWriter) -> list[int] | None:
-        """None if the origin's checksum holds; else the chunks in doubt. All chunks are stored."""
-        ...
+        """None if the origin's checksum holds; else the chunks in doubt. All chunks are stored.
 
-    def again(self) -> None:
-        """Chunks that counted as stored were replaced: believe nothing of what was seen so far."""
+        Asked again when those have been replaced, each of them told by `stored` as before.
+        """
         ...
 
 
@@ -157,9 +156,6 @@ class UncheckedBlob:
         del writer
         return None
 
-    def again(self) -> None:
-        """See BlobCheck: nothing was seen."""
-
 
 class CombinedCheck:
     """A CRC over the whole blob, combined from its chunks' CRCs, which the journal keeps."""
@@ -191,9 +187,6 @@ class CombinedCheck:
                 crc = _crc_of(writer, span, self._crc)
             whole = self._combine(whole, crc, span.size_bytes)
         return None if whole == self._expected else list(range(self._grid.count))
-
-    def again(self) -> None:
-        """See BlobCheck: the journal has the present chunks' CRCs."""
 
 
 class PartsCheck:
@@ -230,10 +223,6 @@ class PartsCheck:
             return None
         found = [value.to_bytes(self._width).hex() for value in values]
         return _chunks_in_doubt(self._checksum, found, self._grid)
-
-    def again(self) -> None:
-        """See BlobCheck."""
-        self._pieces.clear()
 
     def _part_values(self, writer: BlobWriter) -> list[int]:
         values = [0] * len(self._ends)
@@ -291,16 +280,11 @@ class InOrderCheck:
         digests = self._part_digests()
         if self._value_of(digests) == self._checksum.value:
             return None
-        self.again()
-        found = [digest.hex() for digest in digests]
-        return _chunks_in_doubt(self._checksum, found, self._grid)
-
-    def again(self) -> None:
-        """See BlobCheck."""
-        self._frontier.restart()
-        self._restart()
+        self._frontier.restart(self._restart)
         if self._sink is not None:
             self._sink.restart()
+        found = [digest.hex() for digest in digests]
+        return _chunks_in_doubt(self._checksum, found, self._grid)
 
     def _restart(self) -> None:
         self._part_left = self._checksum.parts[0] if self._checksum.parts else self._grid.size_bytes

@@ -457,6 +457,7 @@ class Transfer:
                 if self._tasks:
                     task = self._tasks.popleft()
                     if isinstance(task, Fetch):
+                        worker.begin()
                         self._running[task.attempt] = worker
                         self._lanes += task.lanes
                         peak = max(self._report.connections_peak, self._lanes)
@@ -562,8 +563,6 @@ class Transfer:
         writer = self._open_writer(job)
         check = job.check
         assert check is not None  # noqa: S101 - opened with the writer
-        if job.doubted:
-            check.again()
         bad = check.bad_chunks(writer)
         if bad is not None:
             self._doubt(job, bad, f"{job.file.path} does not match the {check.name} of its origin")
@@ -606,7 +605,6 @@ class Transfer:
 
     def _doubt(self, job: BlobJob, bad: list[int], what: str) -> None:
         """Chunks are bad, or some of them: those that peers gave are looked at first."""
-        job.doubted = True
         with self._changed:
             job.error = damaged(what)
             self._note(f"{what}: up to {len(bad)} chunks of {job.file.path} are fetched again")

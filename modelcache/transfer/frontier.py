@@ -76,7 +76,9 @@ class Frontier:
         self._pool = pool
         self._update = update
         self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
         self._busy = False
+        self._parked = False  # chunks are being replaced: wait until they all are
         self._blobs: dict[BlobId, StoredChunks] = {}
         self._held: dict[tuple[int, int], list[Block]] = {}
         self._next = (0, 0)  # piece, chunk of it
@@ -91,42 +93,63 @@ class Frontier:
         at = (self._index[blob], chunk)
         whole = len(blocks) * BLOCK_BYTES >= self._blobs[blob].grid.span(chunk).size_bytes
         with self._lock:
+            release(self._held.pop(at, []))  # of a chunk that was replaced
             # Keep what lands beyond the frontier only while most of the pool is free.
-            if whole and at >= self._next and self._pool.free > self._pool.blocks // 4:
-                release(self._held.pop(at, []))
+            keep = whole and not self._parked and at >= self._next
+            if keep and self._pool.free > self._pool.blocks // 4:
                 self._held[at] = blocks
             else:
                 release(blocks)
-            if self._busy:
+            if self._busy or self._parked:
                 return
             self._busy = True
         self._advance()
 
     def finish(self) -> None:
-        """Feed all that is left; every chunk is stored and nobody else is at it."""
+        """Feed all that is left; every chunk is stored."""
         with self._lock:
+            self._idle.wait_for(lambda: not self._busy)
             self._busy = True
         self._advance()
         assert self._next[0] == len(self._pieces), "all chunks are stored"  # noqa: S101
 
-    def restart(self) -> None:
-        """Feed everything again: the bytes were wrong, and other ones come."""
+    def restart(self, reset: Callable[[], None]) -> None:
+        """Feed everything again, at `finish`: bytes were wrong, and other ones come.
+
+        Not while they come: which of those that are there stay is not known before the last has.
+
+        reset: makes `update` forget what it was given; called while nobody feeds it.
+        """
         with self._lock:
+            self._parked = True
+            self._idle.wait_for(lambda: not self._busy)
+            for blocks in self._held.values():
+                release(blocks)
+            self._held.clear()
             self._next = (0, 0)
+            reset()
 
     def _advance(self) -> None:
         """Feed from the frontier on while what follows is stored. One thread at a time."""
-        while True:
+        try:
+            while True:
+                with self._lock:
+                    if not self._ready():
+                        self._let_go()
+                        return
+                    piece, chunk = self._next
+                    blocks = self._held.pop(self._next, None)
+                self._feed(self._pieces[piece], chunk, blocks)
+                with self._lock:
+                    self._next = self._after(piece, chunk)
+        except BaseException:
             with self._lock:
-                ready = self._ready()
-                if not ready:
-                    self._busy = False
-                    return
-                piece, chunk = self._next
-                blocks = self._held.pop(self._next, None)
-            self._feed(self._pieces[piece], chunk, blocks)
-            with self._lock:
-                self._next = self._after(piece, chunk)
+                self._let_go()
+            raise
+
+    def _let_go(self) -> None:
+        self._busy = False
+        self._idle.notify_all()
 
     def _ready(self) -> bool:
         piece, chunk = self._next

@@ -64,7 +64,6 @@ class BlobJob:
         self.verified: str | None = None  # of a small blob: the checksum that vouched
         self.error: ModelcacheError | None = None
         self.opening = threading.Lock()
-        self.doubted = False  # it was complete once, and wrong
         self._peers = peers
         self._targets: dict[SourceId, tuple[float, Target]] = {}
         self._served: set[int] = set()  # chunks that others may have

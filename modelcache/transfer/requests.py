@@ -53,6 +53,11 @@ class Requests:
         self._times = times
         self._idle = idle
         self._open: dict[int, HttpConnection] = {}
+        self._aborted = False
+
+    def begin(self) -> None:
+        """What was aborted is over."""
+        self._aborted = False
 
     def send(
         self,
@@ -135,7 +140,8 @@ class Requests:
         self._open.clear()
 
     def abort(self) -> None:
-        """Wake up the reader, from another thread; what is open cannot go on after."""
+        """Wake up the reader, from another thread; it can open nothing more until `begin`."""
+        self._aborted = True
         for connection in list(self._open.values()):
             connection.abort()
 
@@ -163,6 +169,9 @@ class Requests:
             if connection is None:
                 connection = self._connect(target, exchange.report)
             self._open[id(connection)] = exchange.connection = connection
+            if self._aborted:  # looked at after it can be found by `abort`: one of the two sees it
+                self._discard(connection)
+                raise SourceUnavailable("the request was aborted")
             exchange.sent_s = perf_counter()
             try:
                 connection.send(target, byte_range)

@@ -91,12 +91,19 @@ class Worker:
         """From the last request to its answer."""
         return self._requests.first_byte_s
 
+    def begin(self) -> None:
+        """From here on `abort` and `curtail` are about the next attempt.
+
+        Apart from `run`, or an abort between the two would be lost.
+        """
+        self._aborted = self._curtailed = False
+        self._requests.begin()
+
     def run(self, fetch: Fetch, jobs: list[BlobJob]) -> None:
-        """Read every run of an attempt, reporting chunks as they are stored.
+        """Read every run of an attempt, reporting chunks as they are stored. After `begin`.
 
         Raises a ModelcacheError for whatever ends the attempt early; `Cancelled` after `abort`.
         """
-        self._aborted = self._curtailed = False
         report = self.reports.setdefault(fetch.source, SourceReport())
         report.hedges += fetch.hedge
         peer = peer_of(fetch.source) is not None

@@ -215,3 +215,21 @@ def test_another_thread_wakes_up_who_waits():
         with pytest.raises(SourceUnavailable):
             asking.requests.receive(exchange)
         asking.idle.close()
+
+
+def test_who_was_woken_up_does_not_ask_once_more():
+    """Else a kept connection that was aborted would look like one that its server has closed."""
+    with WireServer(answers([OK], [OK[:20]])) as server:
+        asking = Asking(server)
+        asking.read()
+        exchange = asking.requests.send(
+            asking.job, SourceId("origin"), None, asking.report, fresh=False
+        )
+        asking.requests.abort()
+        with pytest.raises(SourceUnavailable):
+            asking.requests.receive(exchange)
+        with pytest.raises(SourceUnavailable, match="aborted"):
+            asking.read()
+        asking.requests.begin()
+        assert asking.read() == BODY
+        asking.idle.close()
