@@ -250,10 +250,10 @@ class Planner:
         if attempt is None:
             return
         self._board.source(attempt.source).answered(event.first_byte_s)
-        if not attempt.remaining or attempt.cancelled:
-            return
         if attempt.audit:
-            self._audit_again(attempt)
+            self._audit_again(attempt, actions)
+        elif not attempt.remaining or attempt.cancelled:
+            return
         elif attempt.curtailed:
             self._requeue_all(attempt)
         else:
@@ -268,7 +268,7 @@ class Planner:
         remedy = Remedy.CANCELLED if attempt.cancelled else event.failure.remedy
         if attempt.audit:
             self._rest(source, event, now_s)
-            self._audit_again(attempt)
+            self._audit_again(attempt, actions)
         elif remedy is Remedy.CANCELLED:
             self._requeue_all(attempt)
         elif attempt.source in self._board.peers:
@@ -297,9 +297,17 @@ class Planner:
                 self._swarm.failed(attempt.source, now_s, actions, bad=False)
         self._requeue_all(attempt)
 
-    def _audit_again(self, attempt: Attempt) -> None:
-        """An audit that was cut off; the origin has had its pause."""
-        self._board.audits.extend(attempt.remaining)
+    def _audit_again(self, attempt: Attempt, actions: list[Action]) -> None:
+        """An audit that was cut off, if it was; the origin has had its pause."""
+        for blob, chunk in attempt.remaining:
+            state = self._blobs.get(blob)
+            if state is None or chunk not in state.audits:
+                continue
+            if state.complete and not state.doubted:
+                state.audits.discard(chunk)
+                self._finish(state, actions)
+            else:
+                self._board.audits.append((blob, chunk))
 
     # Consequences
 
@@ -335,7 +343,8 @@ class Planner:
         attempt.hedged = False
 
     def _finish(self, state: BlobState, actions: list[Action]) -> None:
-        if not state.finished:
+        """Have it verified and published, once, and not while an audit may change a chunk of it."""
+        if not state.finished and self._swarm.audits_over(state, actions):
             state.finished = True
             self._board.forget_queues(state)
             actions.append(Finish(state.blob))

@@ -106,6 +106,7 @@ class Shares:
         if node in self.complete:  # it has lost the blob meanwhile
             self._not_complete(node)
             self._ring.add(node)
+            self._note(node, holding)
             return range(self.grid.count)
         moved = self._ring.add(node)
         if before is None or before.chunks != holding.chunks:
@@ -124,12 +125,12 @@ class Shares:
         """A node is not to be asked any more."""
         if self._holdings.pop(node, None) is None:
             return ()
-        if node in self.complete:
-            self._not_complete(node)
-            return range(self.grid.count)
         lost = [chunk for chunk, other in self._had.items() if other == node]
         for chunk in lost:
             del self._had[chunk]
+        if node in self.complete:
+            self._not_complete(node)
+            return range(self.grid.count)
         return self._moved(self._ring.remove(node) + lost)
 
     def _moved(self, chunks: list[int]) -> Iterable[int]:

@@ -121,7 +121,7 @@ class Swarm:
         Two nodes that each want from the other what neither may give would wait for ever. It takes
         a ring that has changed meanwhile, so it is rare.
         """
-        if chunk in state.came_from and chunk not in state.audits:
+        if chunk in state.came_from and chunk not in state.audits and not state.finished:
             state.audits.add(chunk)
             self._board.audits.append((state.blob, chunk))
 
@@ -325,6 +325,21 @@ class Swarm:
                 state.audits.add(chunk)
                 self._board.audits.append((state.blob, chunk))
         return True
+
+    def audits_over(self, state: BlobState, actions: list[Action]) -> bool:
+        """Whether none is under way. Those of a complete blob that nobody doubts are let go of.
+
+        They were for others who wait for a chunk; once the blob is verified they may have it.
+        """
+        if state.audits and not state.doubted:
+            under_way: set[int] = set()
+            for attempt in self._board.attempts.values():
+                mine = {chunk for blob, chunk in attempt.remaining if blob == state.blob}
+                if attempt.audit and mine:
+                    under_way |= mine
+                    self._board.cancel(attempt, actions)
+            state.audits &= under_way
+        return not state.audits
 
     def audited(self, event: ChunkAudited, now_s: float, actions: list[Action]) -> bool:
         """One chunk was read again; True when the blob may be looked at as a whole again."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from modelcache.domain.holdings import Holding, HoldingState, bitmap
 from modelcache.domain.manifests import BlobId
 from modelcache.domain.members import NodeId
@@ -14,6 +16,7 @@ from modelcache.planner import (
     AttemptFailed,
     BlobAdded,
     BlobsAdded,
+    Cancel,
     ChunkAudited,
     ChunkStored,
     ChunkWanted,
@@ -104,6 +107,11 @@ class Desk:
                 came.setdefault(fetch.source, []).extend(range(run.first, run.end))
             self.deliver(fetch)
         return came
+
+    def run_all_but_audits(self) -> None:
+        """Everything else is delivered."""
+        while others := [fetch for fetch in self.open.values() if not fetch.audit]:
+            self.deliver(others[0])
 
     def fetches(self) -> list[Fetch]:
         return [action for action in self.actions if isinstance(action, Fetch)]
@@ -235,6 +243,19 @@ def test_who_does_not_have_the_blob_is_not_asked_for_more_of_it() -> None:
     assert not [a for a in desk.actions if isinstance(a, Quarantine)]
 
 
+def test_who_fails_is_not_asked_for_what_it_had_before_it_had_everything() -> None:
+    desk = Desk()
+    desk.start(desk.fetching(ANN, *range(20)), desk.fetching(BOB))
+    desk.tell(desk.complete(ANN))
+    for _ in range(2):
+        asked = next(f for f in desk.open.values() if f.source == peer_source(ANN))
+        desk.fail(asked, Remedy.RETRY)
+    before = len(desk.fetches())
+    desk.run()
+    assert Finish(BLOB) in desk.actions
+    assert peer_source(ANN) not in {fetch.source for fetch in desk.fetches()[before:]}
+
+
 def test_what_a_peer_waits_for_goes_first_and_while_all_else_is_paused() -> None:
     desk = Desk()
     desk.start(desk.fetching(ANN))
@@ -335,6 +356,52 @@ def test_a_liar_is_found_by_audits_and_only_what_it_gave_comes_anew() -> None:
     assert peer_source(ANN) not in again
     assert {chunk for chunks in again.values() for chunk in chunks} == set(forget.chunks)
     assert desk.actions.count(Finish(BLOB)) == 2
+
+
+def test_a_blob_is_not_looked_at_as_a_whole_while_an_audit_may_change_it() -> None:
+    """What the liar gave is here again before the last audit has come to its end."""
+    desk = Desk()
+    desk.start(desk.fetching(ANN), desk.fetching(BOB))
+    lie = set(desk.run()[peer_source(ANN)])
+    desk.tell(desk.complete(BOB))
+    desk.tell(Doubted(BLOB))
+    audits = audit_of(desk)
+    first = next(fetch for fetch in audits if fetch.runs[0].first in lie)
+    del desk.open[first.attempt]
+    desk.tell(ChunkAudited(first.attempt, BLOB, first.runs[0].first, same=False))
+    desk.tell(AttemptEnded(first.attempt, 0.01))
+    desk.run_all_but_audits()
+    assert desk.actions.count(Finish(BLOB)) == 1
+    while audits := audit_of(desk):
+        fetch = audits[0]
+        del desk.open[fetch.attempt]
+        chunk = fetch.runs[0].first
+        desk.tell(ChunkAudited(fetch.attempt, BLOB, chunk, chunk not in lie))
+        desk.tell(AttemptEnded(fetch.attempt, 0.01))
+    assert desk.actions.count(Finish(BLOB)) == 2
+
+
+@pytest.mark.parametrize("ends", ["ended", "failed"])
+def test_an_audit_that_nobody_needs_any_more_does_not_hold_the_blob_up(ends: str) -> None:
+    """It was for a peer who waited for a chunk of ours."""
+    desk = Desk()
+    desk.start(desk.fetching(ANN))
+    given = next(f for f in desk.open.values() if f.source == peer_source(ANN))
+    chunk = given.runs[0].first
+    for _ in range(desk.grid.count - 1):
+        desk.deliver(desk.open[min(desk.open)])
+    desk.tell(ChunkWanted(BLOB, chunk))
+    desk.run_all_but_audits()
+    (audit,) = audit_of(desk)
+    assert Cancel(audit.attempt) in desk.actions
+    assert Finish(BLOB) not in desk.actions
+    if ends == "ended":
+        desk.tell(AttemptEnded(audit.attempt, 0.01))
+    else:
+        desk.fail(audit, Remedy.CANCELLED, "cancelled")
+    assert desk.actions.count(Finish(BLOB)) == 1
+    desk.tell(ChunkWanted(BLOB, chunk))
+    assert [f for f in desk.open.values() if f.audit] in ([], [audit])
 
 
 def test_one_wrong_chunk_of_many_is_found_in_a_few_rounds() -> None:
