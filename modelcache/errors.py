@@ -90,6 +90,12 @@ class Draining(SourceUnavailable):
     code = "draining"
 
 
+class NotWarmYet(SourceUnavailable):
+    """The model is on its way: wait, and ask again."""
+
+    code = "not_warm_yet"
+
+
 class SourceRefused(ModelcacheError):
     """The origin said no, and will go on saying no until somebody changes something there."""
 
@@ -174,6 +180,18 @@ class Leased(StoreError):
     code = "leased"
 
 
+class VolumeConflict(StoreError):
+    """The volume is published already, at another place or with something else in it."""
+
+    code = "volume_conflict"
+
+
+class MountFailed(StoreError):
+    """The kernel does not mount this here."""
+
+    code = "mount_failed"
+
+
 class BlobBusy(StoreError):
     """Another process or thread is fetching this blob: wait for it, or help when it dies."""
 
@@ -185,3 +203,21 @@ class Cancelled(ModelcacheError):
 
     code = "cancelled"
     exit_code = 130
+
+
+def error_named(code: str, message: str, otherwise: type[ModelcacheError]) -> ModelcacheError:
+    """The error with this code, as its own class; `otherwise` where none has it."""
+    return _FAMILIES.get(code, otherwise)(message)
+
+
+def _families() -> dict[str, type[ModelcacheError]]:
+    found: dict[str, type[ModelcacheError]] = {}
+    waiting: list[type[ModelcacheError]] = [ModelcacheError]
+    while waiting:
+        family = waiting.pop()
+        found.setdefault(family.code, family)
+        waiting += family.__subclasses__()
+    return found
+
+
+_FAMILIES = _families()

@@ -14,6 +14,7 @@ from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.engine import Engine
 from modelcache.agent.events import EventKind
 from modelcache.agent.node import Node
+from modelcache.agent.volumes import Volumes
 from modelcache.config import Settings
 from modelcache.domain.members import NodeId, Priority
 from modelcache.domain.refs import parse_ref
@@ -67,6 +68,7 @@ class Daemon:
         self.settings = settings
         self.engine = engine
         self.node = Node(settings, engine, name=name)
+        self.volumes = Volumes(self.node, engine.store, settings.agent.volume_roots)
         self.neighbours = neighbours
         self.started_at_s = wall_clock_s()
         self._listening = neighbours is None
@@ -80,7 +82,9 @@ class Daemon:
             self.neighbours.on_quarantine = self._quarantined
             self.neighbours.start()
             self._listening = True
+        self.volumes.start()
         self.node.start()
+        self.volumes.release_stale()
 
     def not_ready(self) -> list[str]:
         """Why it is not ready; empty when it is."""

@@ -40,6 +40,8 @@ class EventKind(StrEnum):
     DRAINING = "draining"
     STORE_TROUBLE = "store_trouble"
     PEER_QUARANTINED = "peer_quarantined"
+    PUBLISHED = "published"
+    UNPUBLISHED = "unpublished"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,10 @@ from modelcache.client.answers import (
     refusal,
     status_of,
     translated,
+    volume_of,
 )
 from modelcache.domain.refs import Ref
+from modelcache.domain.volumes import Volume, VolumeRequest
 from modelcache.domain.wanted import LEASE_DEFAULT, WantedStatus, wanted_id
 from modelcache.errors import UsageError
 
@@ -140,6 +142,38 @@ class AgentClient:
     def models(self) -> list[dict[str, Any]]:
         """Every model of the node's store, as JSON values."""
         return listed(self._ask("GET", "/v1/models"))
+
+    # Volumes
+
+    def publish(self, request: VolumeRequest, *, refresh: bool = False) -> Volume:
+        """Show a model at a path of the agent's node; idempotent.
+
+        Raises NotWarmYet, telling how far it is: wait for its status, and ask again.
+        """
+        body = {
+            "target": request.target,
+            "ref": str(request.ref),
+            "sub_path": request.sub_path,
+            "priority": int(request.priority),
+            "note": request.note,
+            "refresh": refresh,
+        }
+        return volume_of(self._ask("PUT", f"/v1/volumes/{request.volume_id}", json=body))
+
+    def unpublish(self, volume_id: str, target: str) -> bool:
+        """Take a volume away; False if there was none. Idempotent."""
+        path = f"/v1/volumes/{volume_id}"
+        answer = self._ask("DELETE", path, params={"target": target})
+        return bool(field_of(answer, "unpublished"))
+
+    def volumes(self) -> list[Volume]:
+        """Every published volume."""
+        return [volume_of(each) for each in listed(self._ask("GET", "/v1/volumes"))]
+
+    def volume(self, volume_id: str) -> dict[str, Any]:
+        """One volume and what is in it, as JSON values. Raises NotInStore."""
+        plain: dict[str, Any] = self._ask("GET", f"/v1/volumes/{volume_id}")
+        return plain
 
     # The node
 

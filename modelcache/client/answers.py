@@ -15,8 +15,15 @@ from typing import Any, Final
 import httpx2
 
 from modelcache import errors
+from modelcache.domain.volumes import Volume
 from modelcache.domain.wanted import Trouble, WantedStatus
-from modelcache.errors import AgentUnavailable, CorruptData, ModelcacheError, UsageError
+from modelcache.errors import (
+    AgentUnavailable,
+    CorruptData,
+    ModelcacheError,
+    UsageError,
+    error_named,
+)
 
 ANSWER_BYTES_MAX: Final = 64 << 20  # a thousand wanted models, each with its wants
 EVENT_BYTES_MAX: Final = 1 << 20
@@ -34,7 +41,7 @@ class AgentEvent:
 
 def error_of(trouble: Trouble) -> ModelcacheError:
     """The error that an agent's attempt ended with, as its own class."""
-    return _FAMILIES.get(trouble.code, ModelcacheError)(_printable(trouble.message))
+    return error_named(trouble.code, _printable(trouble.message), ModelcacheError)
 
 
 @contextmanager
@@ -80,7 +87,7 @@ def refusal(status: int, body: bytes) -> ModelcacheError:
         if status == httpx2.codes.SERVICE_UNAVAILABLE:  # what a full server says by itself
             return AgentUnavailable("the agent has too much to answer at once; try again")
         return CorruptData(f"what answers {status} is no agent of modelcache; check --agent")
-    return _FAMILIES.get(code, _family_of(status))(_printable(message))
+    return error_named(code, _printable(message), _family_of(status))
 
 
 def status_of(plain: Any) -> WantedStatus:  # noqa: ANN401 - JSON
@@ -89,6 +96,14 @@ def status_of(plain: Any) -> WantedStatus:  # noqa: ANN401 - JSON
         return WantedStatus.from_json(plain)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptData("an agent's status cannot be read; is it of another version?") from error
+
+
+def volume_of(plain: Any) -> Volume:  # noqa: ANN401 - JSON
+    """A published volume. Raises CorruptData."""
+    try:
+        return Volume.from_json(plain)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptData("an agent's volume cannot be read; is it of another version?") from error
 
 
 def field_of(plain: Any, name: str) -> Any:  # noqa: ANN401 - JSON
@@ -137,21 +152,8 @@ def _printable(message: str) -> str:
     return "".join(char if char.isprintable() else " " for char in message)[:MESSAGE_MAX]
 
 
-def _families() -> dict[str, type[ModelcacheError]]:
-    found: dict[str, type[ModelcacheError]] = {}
-    waiting: list[type[ModelcacheError]] = [ModelcacheError]
-    while waiting:
-        family = waiting.pop()
-        found.setdefault(family.code, family)
-        waiting += family.__subclasses__()
-    return found
-
-
 def _family_of(status: int) -> type[ModelcacheError]:
     """For codes of the faces' own, and of newer agents."""
     if status in {401, 403}:
         return errors.Forbidden
     return UsageError if 400 <= status < 500 else ModelcacheError  # noqa: PLR2004 - client errors
-
-
-_FAMILIES: Final = _families()

@@ -232,6 +232,8 @@ class AgentSettings:
     """Most time to finish what is being sent to others before the agent ends."""
     priority_limits: tuple[str, ...] = ()
     """Lines `PRIORITY: SIZE`: pulls up to that priority take at most so many bytes a second."""
+    volume_roots: tuple[str, ...] = ("/var/lib/kubelet",)
+    """Volumes may be published below these folders only; none: there are no volumes."""
     log_format: LogFormat = LogFormat.JSON
     """`json` for machines, `console` for people."""
     log_level: LogLevel = LogLevel.INFO

@@ -70,6 +70,9 @@ def _broken_agent_rules(agent: AgentSettings) -> Iterator[str]:
     for name, least in (("pulls_max", 1), ("refresh_s", 0), ("shutdown_s", 0)):
         if not least <= getattr(agent, name) < math.inf:
             yield f"agent.{name} must be at least {least}"
+    for root in agent.volume_roots:
+        if not root.startswith("/") or ".." in root.split("/"):
+            yield f"agent.volume_roots: {root!r} is not an absolute path"
     try:
         if agent.listen:
             parse_listen(agent.listen)

@@ -1,7 +1,9 @@
 """Leases: reasons why a model must not be evicted.
 
-A pin is a file that stays until it is removed. A process lease (a pull, a mount) is a file that
-its holder keeps locked: when the holder dies, however it dies, the lock is gone and so the lease.
+A pin, and a volume that shows the model, is a file that stays until it is removed. A process lease
+(a pull) is a file that its holder keeps locked: when the holder dies, however it dies, the lock is
+gone and so the lease. A volume's file is also all that is known of it: what is mounted outlives
+the agent that mounted it.
 All changes are made under the store mutex, so nobody who has it sees a lease between its halves.
 """
 
@@ -11,22 +13,26 @@ import json
 import os
 import secrets
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from modelcache.domain.manifests import ModelId, canonical_json
+from modelcache.domain.volumes import Volume
 from modelcache.store import files, locks
 from modelcache.store.layout import Layout
 
 PIN: Final = "pin"
 PULL: Final = "pull"
+VOLUME: Final = "volume"
 _PIN_FILE: Final = "pin.json"
+_VOLUME_PREFIX: Final = "volume-"  # then a hash of its id
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseInfo:
-    """Why a model is protected. pid: 0 for a pin."""
+    """Why a model is protected. pid: 0 for what outlives processes."""
 
     kind: str
     note: str
@@ -92,12 +98,38 @@ def unpin(layout: Layout, model_id: ModelId) -> bool:
     return found
 
 
+def keep_volume(layout: Layout, volume: Volume) -> None:
+    """Protect a model while a volume shows it. Idempotent. The caller has the store mutex."""
+    plain = {**volume.to_json(), "kind": VOLUME, "note": volume.target, "pid": 0}
+    path = _folder(layout, volume.model_id) / _volume_file(volume.volume_id)
+    files.atomic_write(path, canonical_json(plain))
+
+
+def drop_volume(layout: Layout, volume: Volume) -> None:
+    """End that protection. Idempotent. The caller has the store mutex."""
+    folder = layout.leases / volume.model_id
+    files.unlink(folder / _volume_file(volume.volume_id))
+    if folder.is_dir():
+        files.fsync_directory(folder)
+
+
+def volumes(layout: Layout) -> list[Volume]:
+    """Every volume, by id. One whose file cannot be read protects its model, and is passed over."""
+    found = []
+    for path in layout.leases.glob(f"*/{_VOLUME_PREFIX}*.json"):
+        try:
+            found.append(Volume.from_json(json.loads(path.read_bytes())))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return sorted(found, key=lambda volume: volume.volume_id)
+
+
 def live(layout: Layout, model_id: ModelId) -> list[LeaseInfo]:
     """The leases that hold now. Exact under the store mutex; a moment's view without."""
     found = []
     for path in sorted((layout.leases / model_id).glob("*.json")):
         info = _read(path)
-        if info is not None and (path.name == _PIN_FILE or locks.is_locked(path)):
+        if info is not None and (_stays(path) or locks.is_locked(path)):
             found.append(info)
     return found
 
@@ -106,13 +138,21 @@ def reap(layout: Layout) -> int:
     """Delete what dead holders left. The caller has the store mutex. Returns how many."""
     reaped = 0
     for path in layout.leases.glob("*/*.json"):
-        if path.name != _PIN_FILE and not locks.is_locked(path):
+        if not _stays(path) and not locks.is_locked(path):
             files.unlink(path)
             reaped += 1
     for folder in layout.leases.iterdir():
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     return reaped
+
+
+def _stays(path: Path) -> bool:
+    return path.name == _PIN_FILE or path.name.startswith(_VOLUME_PREFIX)
+
+
+def _volume_file(volume_id: str) -> str:
+    return f"{_VOLUME_PREFIX}{sha256(volume_id.encode()).hexdigest()[:32]}.json"
 
 
 def _folder(layout: Layout, model_id: ModelId) -> Path:

@@ -23,6 +23,7 @@ from modelcache.domain.layers import Listing
 from modelcache.domain.manifests import Archive, BlobId, Manifest, ModelId, canonical_json
 from modelcache.domain.ranges import MIB, ChunkGrid
 from modelcache.domain.refs import Ref, parse_ref
+from modelcache.domain.volumes import Volume
 from modelcache.errors import (
     CorruptData,
     InvalidConfig,
@@ -323,6 +324,26 @@ class Store:
         """Remove the pin; False if there was none."""
         with self.mutex(), files.translated(self.layout.leases):
             return leases.unpin(self.layout, model_id)
+
+    def keep_volume(self, volume: Volume) -> None:
+        """Protect a model while a volume shows it, whoever lives; durable on return. Idempotent.
+
+        Raises NotInStore unless all of the model is here.
+        """
+        with self.mutex(), files.translated(self.layout.leases):
+            if self.snapshot_path(volume.model_id) is None:
+                raise NotInStore(f"model {volume.model_id[:12]} is not in the store")
+            leases.keep_volume(self.layout, volume)
+
+    def drop_volume(self, volume: Volume) -> None:
+        """End the protection by a volume; durable on return. Idempotent."""
+        with self.mutex(), files.translated(self.layout.leases):
+            leases.drop_volume(self.layout, volume)
+
+    def volumes(self) -> list[Volume]:
+        """Every volume that shows a model of this store."""
+        with files.translated(self.layout.leases):
+            return leases.volumes(self.layout)
 
     def leases(self, model_id: ModelId) -> list[LeaseInfo]:
         """Why a model is protected now."""

@@ -16,6 +16,7 @@ from modelcache.faces.http.models import models_routes
 from modelcache.faces.http.nodes import node_routes, probe_routes
 from modelcache.faces.http.schemas import Refusal
 from modelcache.faces.http.streaming import Closing
+from modelcache.faces.http.volumes import volumes_routes
 
 _ABOUT = """The control plane of a node's agent. It brings models to the node and keeps them there;
 weights do not pass through it. Times are seconds, sizes bytes. Over the Unix socket everything can
@@ -35,7 +36,11 @@ def create_app(daemon: Daemon, closing: Closing) -> FastAPI:
         responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}},
     )
     refusals.install(app)
-    for routes in (models_routes(daemon, closing), node_routes(daemon, closing)):
+    for routes in (
+        models_routes(daemon, closing),
+        volumes_routes(daemon),
+        node_routes(daemon, closing),
+    ):
         app.include_router(routes, prefix="/v1")
     app.include_router(probe_routes(daemon))
     app.include_router(_docs(app))

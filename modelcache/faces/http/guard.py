@@ -2,7 +2,8 @@
 
 Over the Unix socket everything: its file's mode decides who can open it. Over TCP reading is open
 (probes, metrics, schedulers), and changing needs a bearer token, or is not there at all where no
-token is configured. Bodies are bounded before anything parses them.
+token is configured; volumes are never changed over it: they are mounts on this node. Bodies are
+bounded before anything parses them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from modelcache.faces.http.refusals import refusal
 BODY_BYTES_MAX: Final = 64 << 10  # a ref has at most 8 KiB, and globs are short
 TOKEN_BYTES_MIN: Final = 16
 TOKEN_BYTES_MAX: Final = 4096
+VOLUMES: Final = "/v1/volumes"
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -69,6 +71,10 @@ class Guard:
     def _refused(self, scope: Scope) -> ASGIApp | None:
         headers = {name.lower(): value for name, value in scope["headers"]}
         if scope["method"] not in _READING:
+            if self._token is not None and scope["path"].startswith(VOLUMES):
+                return refusal(
+                    403, "local_only", "volumes are changed over the agent's Unix socket only"
+                )
             if not self._changes:
                 return refusal(
                     403,

@@ -26,6 +26,7 @@ from modelcache.errors import (
     StoreFull,
     Throttled,
     UsageError,
+    VolumeConflict,
 )
 
 # The first that fits counts, so the narrow stand before the wide.
@@ -40,6 +41,7 @@ STATUSES: Final[tuple[tuple[type[ModelcacheError], int], ...]] = (
     (CorruptData, 502),
     (StoreFull, 507),
     (Leased, 409),
+    (VolumeConflict, 409),
     (BlobBusy, 409),
     (Cancelled, 409),
     (StoreError, 500),

@@ -141,6 +141,53 @@ class Released(_Answer):
     released: bool = Field(examples=[True])
 
 
+class VolumeWanted(BaseModel):
+    """Show a model, or a folder of it, at a path of this node; read-only."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    target: str = Field(
+        min_length=1,
+        max_length=4095,
+        examples=["/var/lib/kubelet/pods/1b2c/volumes/kubernetes.io~csi/weights/mount"],
+        description="An absolute path below one of `agent.volume_roots`. Its parent must exist.",
+    )
+    ref: str = Field(min_length=1, max_length=REF_BYTES_MAX)
+    include: list[Glob] = Field(default=[], max_length=GLOBS_MAX)
+    exclude: list[Glob] = Field(default=[], max_length=GLOBS_MAX)
+    sub_path: str = Field(default="", max_length=3072, description="A folder of the model.")
+    priority: int = Field(default=int(Priority.MOUNTED), ge=0, le=PRIORITY_MAX)
+    note: str = Field(default="", max_length=NOTE_CHARACTERS_MAX, description="For whom.")
+    refresh: bool = Field(
+        default=False, description="Resolve the ref anew before the volume is published."
+    )
+
+
+class VolumeInfo(_Answer):
+    """A published volume."""
+
+    volume_id: str = Field(examples=["csi-5f0c1e7f"])
+    target: str
+    model_id: ModelId = Field(examples=[_MODEL])
+    ref: str = Field(examples=["s3://models/llama-3-70b"])
+    sub_path: str = Field(examples=[""])
+    since_s: float = Field(examples=[1760000000.0], description="Seconds since the epoch.")
+
+
+class VolumeUsage(VolumeInfo):
+    """A published volume, and what is in it."""
+
+    mounted: bool = Field(examples=[True])
+    size_bytes: int = Field(examples=[140_000_000_000])
+    files: int = Field(examples=[36])
+
+
+class Unpublished(_Answer):
+    """Whether there was something to take away."""
+
+    unpublished: bool = Field(examples=[True])
+
+
 class LeaseInfo(_Answer):
     """Why a model is not evicted."""
 

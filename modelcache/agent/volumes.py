@@ -1,0 +1,231 @@
+"""Volumes: a wanted model, shown at a path as soon as it is warm, until it is taken away.
+
+What is published is written down before it is mounted, in the lease that protects the model: killed
+between any two lines, the agent finds at its next start what is mounted and what is not, and asking
+again brings either to its end. Nothing here waits for a model: who asked is told how far it is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from modelcache import mounts
+from modelcache.agent.clock import wall_clock_s
+from modelcache.agent.events import EventKind
+from modelcache.agent.node import Node
+from modelcache.domain.manifests import ModelId
+from modelcache.domain.members import Priority
+from modelcache.domain.volumes import Volume, VolumeRequest, check_volume, lease_of, progress_line
+from modelcache.domain.wanted import ModelPhase, WantedStatus
+from modelcache.errors import (
+    Forbidden,
+    ModelcacheError,
+    MountFailed,
+    NotInStore,
+    NotWarmYet,
+    UsageError,
+    VolumeConflict,
+    error_named,
+)
+from modelcache.store import Store
+
+
+class Volumes:
+    """See the module. Thread-safe: one volume is published or taken away at a time."""
+
+    def __init__(self, node: Node, store: Store, roots: Sequence[str]) -> None:
+        """roots: folders below which targets may lie."""
+        self._node = node
+        self._store = store
+        self._roots = tuple(Path(root) for root in roots)
+        self._turn = threading.Lock()
+        self._known: dict[str, Volume] = {}
+
+    def start(self) -> None:
+        """Find what is mounted; forget what is not, as after a reboot. Raises StoreError.
+
+        Before the node begins: until then nothing is evicted.
+        """
+        with self._turn:
+            for volume in self._store.volumes():
+                if mounts.mounts_at(Path(volume.target)):
+                    self._known[volume.volume_id] = volume
+                else:
+                    self._store.drop_volume(volume)
+
+    def release_stale(self) -> None:
+        """Want nothing for volumes that are not there any more; after the node has begun."""
+        for status in self._node.statuses():
+            for want in status.wants:
+                kind, _, volume_id = want.holder.partition("/")
+                mounted = volume_id in self._known
+                if kind == "volume" and not mounted and want.priority < Priority.MOUNTED:
+                    self._node.release_id(status.wanted_id, want.holder)
+
+    def volumes(self) -> list[Volume]:
+        """All that are published, by id."""
+        with self._turn:
+            return sorted(self._known.values(), key=lambda volume: volume.volume_id)
+
+    def publish(self, request: VolumeRequest, *, refresh: bool = False) -> Volume:
+        """Show a model at a path; idempotent. Have it fetched where it is not warm.
+
+        refresh: resolve the ref anew, once for every volume. Raises NotWarmYet, telling how far the
+        model is; what the model failed with; UsageError, Forbidden, VolumeConflict, MountFailed.
+        """
+        self._check_target(request.target)
+        with self._turn:
+            known = self._known.get(request.volume_id)
+            if known is not None:
+                return self._again(known, request)
+        status = self._want(request, refresh=refresh)
+        if status.phase is not ModelPhase.WARM:
+            raise _not_warm(status)
+        volume = Volume(
+            volume_id=request.volume_id,
+            target=request.target,
+            model_id=ModelId(status.model_id),
+            ref=status.ref,
+            sub_path=request.sub_path,
+            since_s=wall_clock_s(),
+        )
+        with self._turn:
+            known = self._known.get(request.volume_id)
+            if known is not None:
+                return self._again(known, request)
+            try:
+                self._store.keep_volume(volume)
+            except NotInStore:
+                raise NotWarmYet(
+                    f"{status.ref} was removed a moment ago, and comes again"
+                ) from None
+            try:
+                self._mount(volume)
+            except ModelcacheError:
+                self._store.drop_volume(volume)
+                raise
+            self._known[volume.volume_id] = volume
+        # What is mounted waits for nothing any more: a newer version of it is not urgent.
+        self._node.want(request.ref, priority=Priority.PREWARM, lease=request.lease)
+        self._tell(EventKind.PUBLISHED, volume)
+        return volume
+
+    def unpublish(self, volume_id: str, target: str) -> bool:
+        """Take a volume away, and end its want; False if there was nothing. Idempotent.
+
+        target: where it is, for one that is not known here. Raises UsageError, Forbidden,
+        MountFailed.
+        """
+        check_volume(volume_id, target)
+        self._check_target(target)
+        with self._turn:
+            volume = self._known.get(volume_id)
+            if volume is not None and volume.target != target:
+                raise VolumeConflict(f"volume {volume_id} is published at {volume.target}")
+            found = self._unmount(Path(target))
+            if volume is not None:
+                self._store.drop_volume(volume)
+                del self._known[volume_id]
+        released = self._release(volume_id)
+        if volume is not None:
+            self._tell(EventKind.UNPUBLISHED, volume)
+        return found or released or volume is not None
+
+    def usage(self, volume_id: str) -> tuple[Volume, bool, int, int]:
+        """A volume; whether it is mounted; bytes and number of its files. Raises NotInStore."""
+        with self._turn:
+            volume = self._known.get(volume_id)
+        if volume is None:
+            raise NotInStore(f"volume {volume_id} is not published on this node")
+        below = f"{volume.sub_path}/" if volume.sub_path else ""
+        sizes = [
+            file.size_bytes
+            for file in self._store.manifest(volume.model_id).files
+            if file.path.startswith(below)
+        ]
+        return volume, bool(mounts.mounts_at(Path(volume.target))), sum(sizes), len(sizes)
+
+    # Parts
+
+    def _want(self, request: VolumeRequest, *, refresh: bool) -> WantedStatus:
+        """Have the model fetched, and see how far it is."""
+        with suppress(NotInStore):
+            status = self._node.status(request.ref)
+            if any(want.holder == request.lease for want in status.wants):
+                refresh = False  # asked before: it is being resolved, or was
+                if status.phase is not ModelPhase.FAILED:
+                    return status
+        self._node.want(
+            request.ref,
+            priority=request.priority,
+            lease=request.lease,
+            note=request.note,
+            refresh=refresh,
+        )
+        return self._node.status(request.ref)
+
+    def _again(self, known: Volume, request: VolumeRequest) -> Volume:
+        """What is published already, if it is what is asked for. The caller has the turn."""
+        asked = (request.target, request.ref.redacted(), request.sub_path)
+        if (known.target, known.ref, known.sub_path) != asked:
+            raise VolumeConflict(
+                f"volume {known.volume_id} is published at {known.target} with {known.ref}"
+                f"{'/' + known.sub_path if known.sub_path else ''}; unpublish it first"
+            )
+        if not mounts.mounts_at(Path(known.target)):
+            self._mount(known)  # somebody else has unmounted it; the same model, not a newer one
+        return known
+
+    def _mount(self, volume: Volume) -> None:
+        target = Path(volume.target)
+        source = self._store.snapshot_path(volume.model_id)
+        if source is None:
+            raise NotWarmYet(f"{volume.ref} was removed by force; release it and ask again")
+        if volume.sub_path:
+            source /= volume.sub_path
+            if not source.is_dir():
+                raise UsageError(f"{volume.ref} has no folder {volume.sub_path!r}")
+        self._unmount(target)  # left by a crash between mounting and telling
+        try:
+            target.mkdir(mode=0o750, exist_ok=True)
+        except OSError as error:
+            raise MountFailed(f"cannot make the folder {target}: {error.strerror}") from error
+        mounts.bind_read_only(source, target)
+
+    @staticmethod
+    def _unmount(target: Path) -> bool:
+        """Take away what is mounted, and the empty folder; what is in a folder stays."""
+        found = mounts.unmount(target)
+        with suppress(OSError):
+            target.rmdir()
+        return found
+
+    def _release(self, volume_id: str) -> bool:
+        released = False
+        for status in self._node.statuses():
+            if any(want.holder == lease_of(volume_id) for want in status.wants):
+                released |= self._node.release_id(status.wanted_id, lease_of(volume_id))
+        return released
+
+    def _check_target(self, target: str) -> None:
+        """Raises Forbidden for a place outside the roots, links followed."""
+        parent = Path(target).parent.resolve()
+        roots = [root.resolve() for root in self._roots]
+        if not any(parent.is_relative_to(root) for root in roots):
+            where = ", ".join(map(str, self._roots)) or "nowhere"
+            raise Forbidden(
+                f"volumes may be published below {where}, not at {target}; see agent.volume_roots"
+            )
+
+    def _tell(self, kind: EventKind, volume: Volume) -> None:
+        self._node.events.add(kind, **volume.to_json())
+
+
+def _not_warm(status: WantedStatus) -> ModelcacheError:
+    line = progress_line(status)
+    if status.phase is ModelPhase.FAILED and status.trouble is not None:
+        return error_named(status.trouble.code, line, ModelcacheError)
+    return NotWarmYet(line)
