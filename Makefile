@@ -27,7 +27,7 @@ $(VENV)/bin/python:
 	  { echo 'modelcache needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11'; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(DEV): requirements/dev.lock pyproject.toml | $(VENV)/bin/python
+$(DEV): requirements/dev.lock pyproject.toml csi/protocol/csi.proto csi/protocol/compile.py | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/dev.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -35,6 +35,11 @@ GO = (
         "github.com/fsouza/fake-gcs-server@v1.56.1",
         "tests of GCS with fake-gcs-server",
     ),
+    (
+        "csi-sanity",
+        "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v5.6.0",
+        "the CSI conformance suite",
+    ),
     ("oras", "oras.land/oras/cmd/oras@v1.3.6", "tests of artifacts made by oras"),
     (
         "crane",

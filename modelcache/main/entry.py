@@ -14,11 +14,21 @@ import typer
 from typer.models import CommandInfo
 
 from modelcache.errors import Cancelled, ModelcacheError, UsageError
-from modelcache.main import agent, env, keeping, machine, models, pulling, pushing, wanting
+from modelcache.main import (
+    agent,
+    env,
+    keeping,
+    machine,
+    models,
+    pulling,
+    pushing,
+    volumes,
+    wanting,
+)
 from modelcache.main.app import app, say
 
 # Imported, their commands are registered.
-MODULES: Final = (pulling, pushing, models, env, keeping, agent, wanting, machine)
+MODULES: Final = (pulling, pushing, models, env, keeping, agent, wanting, volumes, machine)
 # As people meet them, for `--help`; a command that is not named here comes last.
 ORDER: Final = [
     "pull",
@@ -40,6 +50,8 @@ ORDER: Final = [
     "release",
     "events",
     "drain",
+    "volumes",
+    "csi",
     "doctor",
     "version",
 ]

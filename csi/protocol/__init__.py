@@ -1,0 +1,1 @@
+"""The Container Storage Interface's messages, compiled from `csi.proto` by the build."""
