@@ -21,7 +21,7 @@ from modelcache.store import Store, files
 FORMAT: Final = 1
 UNKNOWN: Final = ModelId("")  # what a ref means that was never resolved
 DESIRED_MAX: Final = 1000  # models of one node; each has a thread's worth of attention in turn
-WANTS_MAX: Final = 256  # holders of one model: more than a node runs pods
+WANTS_MAX: Final = 1024  # holders of one model: more than a node runs pods
 
 
 @dataclass(frozen=True, slots=True)

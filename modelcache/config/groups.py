@@ -308,6 +308,22 @@ class PeerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class KubernetesSettings:
+    """The cluster this node belongs to: pods and objects that say what is to be here."""
+
+    enabled: bool = False
+    """Whether to watch it; a node outside of clusters has none."""
+    kubeconfig: str = ""
+    """File that says how to reach it; empty for the pod's own account, or `KUBECONFIG`."""
+    node: str = ""
+    """Name of the Kubernetes node; empty for `agent.node`."""
+    peers_service: str = ""
+    """`namespace/name` of a headless Service whose endpoints are the peers; empty for none."""
+    report_s: float = 2.0
+    """Least time between two updates of this node's `NodeModels`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All groups."""
 
@@ -323,6 +339,7 @@ class Settings:
     swarm: SwarmSettings = field(default_factory=SwarmSettings)
     peers: PeerSettings = field(default_factory=PeerSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
+    kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
     max_age_s: float = 0.0
     """How long a resolved ref is believed without asking its origin again."""
 

@@ -63,6 +63,11 @@ def broken_rules(settings: Settings) -> Iterator[str]:
     except UsageError as error:
         yield error.message
     yield from _broken_agent_rules(settings.agent)
+    if not 0 < settings.kubernetes.report_s < math.inf:
+        yield "kubernetes.report_s must be positive"
+    service = settings.kubernetes.peers_service
+    if service and len([part for part in service.split("/") if part]) != 2:  # noqa: PLR2004
+        yield f"kubernetes.peers_service: {service[:80]!r} is not namespace/name"
     yield from _broken_peer_rules(settings.peers)
 
 

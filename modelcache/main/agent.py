@@ -86,7 +86,7 @@ def _run(settings: Settings) -> None:
     from modelcache.main.wiring import assembled  # noqa: PLC0415
 
     log = _logger(settings.agent)
-    with assembled(settings) as parts:
+    with assembled(settings, log) as parts:
         parts.daemon.node.events.watch(lambda event: _log_event(log, event))
         serve(parts, log, Notifier.from_environment(os.environ))
 

@@ -45,6 +45,8 @@ async def _serve(parts: Assembled, log: Log, notifier: Notifier) -> None:
         async with serving(parts.faces, parts.closing):
             # Probes are answered from here on; a large store takes a moment to open.
             await asyncio.to_thread(daemon.start)
+            if parts.cluster is not None:
+                parts.cluster.start()
             log.info(
                 "agent_ready",
                 node=daemon.node.name,
@@ -60,6 +62,9 @@ async def _serve(parts: Assembled, log: Log, notifier: Notifier) -> None:
                 watchdog.cancel()
             notifier.tell(STOPPING)
             log.info("agent_stopping")
+            daemon.node.refuse()
+            if parts.cluster is not None:  # which learns that this node drains
+                await asyncio.to_thread(parts.cluster.stop)
             whole = await asyncio.to_thread(daemon.drain)
             log.info("agent_drained", complete=whole)
     finally:

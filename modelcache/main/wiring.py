@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from modelcache.config import Settings
+    from modelcache.faces.kubernetes.informer import Log
+    from modelcache.faces.watcher.cluster import Cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +33,11 @@ class Assembled:
     closing: Closing
     faces: list[tuple[ASGIApp, socket.socket]]
     tcp: tuple[str, int] | None
+    cluster: Cluster | None = None
 
 
 @contextmanager
-def assembled(settings: Settings) -> Iterator[Assembled]:
+def assembled(settings: Settings, log: Log | None = None) -> Iterator[Assembled]:
     """Everything, for as long as this is entered. Raises InvalidConfig, StoreError."""
     agent = settings.agent
     token = TokenFile(Path(agent.tcp_token_file).expanduser()) if agent.tcp_token_file else None
@@ -52,7 +55,16 @@ def assembled(settings: Settings) -> Iterator[Assembled]:
         if tcp is not None:
             faces.append((Guard(app, changes=token is not None, token=token), tcp))
         bound = tcp.getsockname()[:2] if tcp is not None else None
-        yield Assembled(daemon, closing, faces, bound)
+        yield Assembled(daemon, closing, faces, bound, cluster_for(settings, daemon, log))
+
+
+def cluster_for(settings: Settings, daemon: Daemon, log: Log | None) -> Cluster | None:
+    """The node's cluster; None outside of one. Raises InvalidConfig."""
+    if not settings.kubernetes.enabled:
+        return None
+    from modelcache.faces.watcher.cluster import Cluster  # noqa: PLC0415 - only where there is one
+
+    return Cluster(daemon, settings.kubernetes, log=log)
 
 
 def neighbours_for(settings: Settings, engine: Engine) -> Neighbourhood | None:
