@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -15,9 +13,8 @@ from modelcache.main.app import Config, Json, Store, app, say, settings_for
 
 if TYPE_CHECKING:
     from modelcache.agent.events import Event
-    from modelcache.config import AgentSettings, Flags, Settings
+    from modelcache.config import Flags, Settings
 
-_WATCHED: Final = ("uvicorn.error", "asyncio")  # libraries whose complaints are ours to see
 _LEVELS: Final = {
     "progress": "debug",
     "retrying": "warning",
@@ -81,11 +78,12 @@ def agent(  # noqa: PLR0917 - one parameter for each option
 
 
 def _run(settings: Settings) -> None:
+    from modelcache.main.logs import logger_for  # noqa: PLC0415
     from modelcache.main.notify import Notifier  # noqa: PLC0415
     from modelcache.main.serving import serve  # noqa: PLC0415
     from modelcache.main.wiring import assembled  # noqa: PLC0415
 
-    log = _logger(settings.agent)
+    log = logger_for(settings.agent)
     with assembled(settings, log) as parts:
         parts.daemon.node.events.watch(lambda event: _log_event(log, event))
         serve(parts, log, Notifier.from_environment(os.environ))
@@ -119,50 +117,7 @@ def _check(store: Path | None, config: Path | None, flags: Flags, *, as_json: bo
     typer.echo(checking.as_toml(plain))
 
 
-def _logger(settings: AgentSettings) -> Any:  # noqa: ANN401 - structlog's loggers have no one type
-    """A logger of lines on standard error, with a time and a level each."""
-    import structlog  # noqa: PLC0415 - see the package
-
-    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    render: Any = structlog.processors.JSONRenderer()
-    if settings.log_format == "console":
-        render = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            render,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    log = structlog.get_logger()
-    for name in _WATCHED:
-        library = logging.getLogger(name)
-        library.addHandler(_Forward(log))
-        library.setLevel(logging.WARNING)
-        library.propagate = False
-    return log
-
-
-class _Forward(logging.Handler):
-    """What a library logs, as a line like ours."""
-
-    def __init__(self, log: Any) -> None:  # noqa: ANN401 - see `_logger`
-        super().__init__()
-        self._log = log
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """One record; its traceback, if it has one, as text."""
-        trace = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
-        fields = {"traceback": trace} if trace else {}
-        self._log.log(
-            record.levelno, "library", library=record.name, message=record.getMessage(), **fields
-        )
-
-
-def _log_event(log: Any, event: Event) -> None:  # noqa: ANN401 - see `_logger`
+def _log_event(log: Any, event: Event) -> None:  # noqa: ANN401 - see `logs`
     fields = {key: value for key, value in event.data.items() if value is not None and value != ""}
     name = event.kind.value
     if event.model:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from lightkube import Client
+from lightkube import ApiError, Client
 from lightkube.resources.apiextensions_v1 import CustomResourceDefinition
 
+from modelcache.faces.kubernetes.objects import ModelPrefetch, NodeModels
+from tests.cluster.support import wait_until
 from tests.servers.control_plane import ControlPlane
 from tests.servers.process import ServerUnavailable
 
@@ -38,6 +42,16 @@ def install_crds(client: Client) -> None:
         crd = CustomResourceDefinition.from_dict(yaml.safe_load(path.read_text()))
         client.create(crd)
         client.wait(CustomResourceDefinition, crd.metadata.name, for_conditions=["Established"])
+    for kind in (NodeModels, ModelPrefetch):  # established before they are served
+        wait_until(partial(_is_served, client, kind))
+
+
+def _is_served(client: Client, kind: type[Any]) -> bool:
+    try:
+        list(client.list(kind))
+    except ApiError:
+        return False
+    return True
 
 
 @pytest.fixture

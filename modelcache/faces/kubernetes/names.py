@@ -16,6 +16,8 @@ MODE: Final = "modelcache.io/mode"
 PULL_SECRET: Final = "modelcache.io/pull-secret"  # noqa: S105 - an annotation's name
 CONTAINERS: Final = "modelcache.io/containers"
 INJECTED: Final = "modelcache.io/injected"
+POD_LABEL: Final = "modelcache.io/pod"
+"""Of pods that the webhook has changed, with the value `true`: annotations cannot be selected."""
 GATE_TIMEOUT: Final = "modelcache.io/gate-timeout"
 GATE: Final = "modelcache.io/weights"
 WEIGHTS_READY: Final = "modelcache.io/WeightsReady"
