@@ -1,0 +1,77 @@
+"""An application on a TCP socket, over TLS with a context that others keep fresh."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from modelcache.errors import InvalidConfig
+
+BACKLOG: Final = 128
+CONNECTIONS_MAX: Final = 512  # more are answered 503; an API server keeps a few open
+# Longer than API servers keep a connection that nobody uses (90 s in Go), so that it is they who
+# close it, and no review is sent into a connection that is being closed.
+KEEP_ALIVE_S: Final = 120
+LAST_ANSWERS_S: Final = 5
+HEAD_BYTES_MAX: Final = 32 << 10
+
+
+class _Server(uvicorn.Server):
+    """One that leaves signals to who runs it."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing is captured."""
+        yield
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Listen on a TCP address; port 0 for any, `::` for both families. Raises InvalidConfig."""
+    if host == "::" and not socket.has_dualstack_ipv6():
+        host = "0.0.0.0"  # noqa: S104 - asked for; the kernel has no IPv6
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server(
+            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=host == "::"
+        )
+    except (OSError, UnicodeError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InvalidConfig(f"cannot listen on {host}:{port}: {why}") from error
+
+
+@asynccontextmanager
+async def serving(
+    app: ASGIApp, listener: socket.socket, context: ssl.SSLContext
+) -> AsyncIterator[None]:
+    """Answer while entered; at the end, finish what is being answered."""
+    configuration = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS_MAX,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=LAST_ANSWERS_S,
+        h11_max_incomplete_event_size=HEAD_BYTES_MAX,
+    )
+    configuration.load()
+    configuration.ssl = context  # its own options know files only, read once
+    server = _Server(configuration)
+    # A connection that comes before it has begun waits in the socket's backlog.
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task

@@ -1,0 +1,159 @@
+"""The certificate that is shown, which changes while connections come and go.
+
+New connections get the new one; those that are open keep what they were opened with. Keys are
+given to OpenSSL through memory, never through a file of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from cryptography import x509
+
+from modelcache.errors import InvalidConfig, ModelcacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CHECK_S: Final = 10.0
+"""Between looks at where certificates come from; one look costs two small requests."""
+PEM_BYTES_MAX: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A certificate, with its chain, and its key; both PEM."""
+
+    certificate: bytes
+    key: bytes
+
+
+class Certificates(Protocol):
+    """Where the certificate comes from."""
+
+    def current(self) -> Pair:
+        """What should be shown now. May block. Raises ModelcacheError; then the last one stays."""
+        ...
+
+
+class Log(Protocol):
+    """Told when a certificate changes, and when it cannot."""
+
+    def info(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
+        """A new one is shown."""
+        ...
+
+    def warning(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
+        """The old one stays."""
+        ...
+
+
+class CertificateFiles:
+    """Two files that somebody else replaces, as cert-manager does with a mounted Secret."""
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        self._certificate = certificate
+        self._key = key
+
+    def current(self) -> Pair:
+        """What they hold. Raises InvalidConfig naming the file."""
+        return Pair(_read(self._certificate), _read(self._key))
+
+
+class LiveContext:
+    """A server's TLS context whose certificate can change. Used from one thread."""
+
+    def __init__(self, pair: Pair) -> None:
+        """Raises InvalidConfig where certificate and key are not what they should be."""
+        self.context = _empty()
+        self.context.set_alpn_protocols(["http/1.1"])
+        self._pair: Pair | None = None
+        self.end = datetime.min  # noqa: DTZ901 - replaced by the next line
+        self.use(pair)
+
+    def use(self, pair: Pair) -> bool:
+        """Show this from now on; whether that is something new. Raises InvalidConfig."""
+        if pair == self._pair:
+            return False
+        # A key that does not fit would leave the context with half of it, so it is tried on
+        # another one first.
+        _load(_empty(), pair)
+        self.end = _end(pair)
+        _load(self.context, pair)
+        self._pair = pair
+        return True
+
+
+async def keep_fresh(
+    source: Certificates,
+    live: LiveContext,
+    log: Log,
+    *,
+    every_s: float = CHECK_S,
+    changed: Callable[[], None] = lambda: None,
+) -> None:
+    """Follow the source until cancelled."""
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            pair = await asyncio.to_thread(source.current)
+            if live.use(pair):
+                log.info("certificate_changed", end=live.end.isoformat())
+                changed()
+        except ModelcacheError as error:
+            log.warning("certificate_not_renewed", message=error.message, end=live.end.isoformat())
+
+
+def _empty() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _load(context: ssl.SSLContext, pair: Pair) -> None:
+    with _in_memory(pair.certificate) as certificate, _in_memory(pair.key) as key:
+        try:
+            context.load_cert_chain(certificate, key, password=_no_password)
+        except (ssl.SSLError, ValueError) as error:
+            why = getattr(error, "reason", None) or str(error)
+            raise InvalidConfig(f"the certificate and its key are not usable: {why}") from error
+
+
+def _no_password() -> str:
+    """OpenSSL would ask on the terminal."""
+    raise InvalidConfig("the key of the certificate has a password; give one without")
+
+
+def _end(pair: Pair) -> datetime:
+    try:
+        return x509.load_pem_x509_certificate(pair.certificate).not_valid_after_utc
+    except ValueError as error:
+        raise InvalidConfig(f"the certificate is not usable: {error}") from error
+
+
+@contextmanager
+def _in_memory(data: bytes) -> Iterator[str]:
+    """A path under which this process, and nobody else, reads the data."""
+    descriptor = os.memfd_create("modelcache-pem", os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
+            file.write(data)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(PEM_BYTES_MAX)
+    except OSError as error:
+        raise InvalidConfig(f"cannot read {path}: {error.strerror}") from error
