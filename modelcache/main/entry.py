@@ -16,6 +16,7 @@ from typer.models import CommandInfo
 from modelcache.errors import Cancelled, ModelcacheError, UsageError
 from modelcache.main import (
     agent,
+    controller,
     env,
     keeping,
     machine,
@@ -24,11 +25,24 @@ from modelcache.main import (
     pushing,
     volumes,
     wanting,
+    webhook,
 )
 from modelcache.main.app import app, say
 
 # Imported, their commands are registered.
-MODULES: Final = (pulling, pushing, models, env, keeping, agent, wanting, volumes, machine)
+MODULES: Final = (
+    pulling,
+    pushing,
+    models,
+    env,
+    keeping,
+    agent,
+    wanting,
+    volumes,
+    webhook,
+    controller,
+    machine,
+)
 # As people meet them, for `--help`; a command that is not named here comes last.
 ORDER: Final = [
     "pull",
@@ -52,6 +66,8 @@ ORDER: Final = [
     "drain",
     "volumes",
     "csi",
+    "webhook",
+    "controller",
     "doctor",
     "version",
 ]
