@@ -158,6 +158,8 @@ class Volumes:
                 refresh = False  # asked before: it is being resolved, or was
                 if status.phase is not ModelPhase.FAILED:
                     return status
+            elif status.phase is ModelPhase.WARM and not refresh:
+                return status  # others want it: the volume's want need not come first
         self._node.want(
             request.ref,
             priority=request.priority,
