@@ -7,6 +7,7 @@ client   our HTTP client beside http.client: what the transfer engine's own rest
 serve    the peer plane beside other servers: what a GB costs the one that gives it
 simulate the planner on up to 5,000 nodes, in virtual time (--quick: up to 256 of them)
 swarm    eight agents on hosts of their own, every link shaped, and the same simulated (root)
+publish  a volume of a warm model, as kubelet asks for it (root)
 report   only write RESULTS.md and the plot again, from the numbers kept in bench/results
 """
 
@@ -24,14 +25,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import comparison, http_client, io_policy, results, serve, simulate, swarm, warm
+from bench import (
+    comparison,
+    http_client,
+    io_policy,
+    publish,
+    results,
+    serve,
+    simulate,
+    swarm,
+    warm,
+)
 from bench.contenders import TOOLS
 from bench.origins import SMALL_BYTES, Scenario, Transport
 from tests.servers.process import TOOLS as PROGRAMS
 
 GIB = 1 << 30
 TOOLS_BIN = PROGRAMS / "bin"
-STUDIES = ("pull", "warm", "io", "client", "serve", "simulate", "swarm")
+STUDIES = ("pull", "warm", "io", "client", "serve", "simulate", "swarm", "publish")
 SIZES = {Scenario.FILE: 4 * GIB, Scenario.MODEL: 4 * GIB, Scenario.SMALL: 10_000 * SMALL_BYTES}
 QUICK = {Scenario.FILE: GIB, Scenario.MODEL: GIB, Scenario.SMALL: 1_000 * SMALL_BYTES}
 
@@ -56,6 +67,7 @@ def main() -> None:
                 "swarm": lambda: swarm.measure_swarm(
                     folder, 1 if options.quick else options.rounds
                 ),
+                "publish": lambda: publish.measure_publishing(folder, options.rounds),
                 "simulate": lambda: simulate.measure(quick=options.quick),
             }[study]()
             results.keep(study, {"machine": machine(folder), "runs": numbers})

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from bench import serve, simulate_report, swarm
+from bench import publish, serve, simulate_report, swarm
 from bench.contenders import DISK, LIMITS, MEMORY_4, MEMORY_8, MODELCACHE
 from bench.origins import Scenario, Transport
 
@@ -114,7 +114,7 @@ def write() -> None:
         groups = groups_of(pull["runs"])
         parts += [
             _machine(pull["machine"]),
-            _targets(groups, _load("warm"), _load("serve"), _load("swarm")),
+            _targets(groups, _load("warm"), _load("serve"), _load("swarm"), _load("publish")),
             _tables(groups),
         ]
         _plot(groups)
@@ -164,6 +164,7 @@ def _targets(
     warm: Mapping[str, Any] | None,
     served: Mapping[str, Any] | None,
     together: Mapping[str, Any] | None,
+    published: Mapping[str, Any] | None,
 ) -> str:
     """What we promised ourselves, and what came of it."""
     rows: list[tuple[str, str, str, bool]] = []
@@ -185,6 +186,7 @@ def _targets(
     rows += _warm_rows(warm["runs"]) if warm else []
     rows += [serve.target(served["runs"])] if served else []
     rows += swarm.targets(together["runs"]) if together else []
+    rows += [publish.target(published["runs"])] if published else []
     body = [[what, want, said, "yes" if met else "**no**"] for what, want, said, met in rows]
     return "## Targets\n\n" + _table(["what", "target", "measured", "met"], body)
 
@@ -354,6 +356,14 @@ def _swarm(runs: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def _publish(runs: Sequence[Mapping[str, Any]]) -> str:
+    return (
+        "## Publishing a volume\n\n`python -m bench publish`; a model that is warm and wanted, "
+        "beside the bind mount alone.\n\n"
+        + _table(["what", "p50 ms", "p99 ms"], publish.rows(runs))
+    )
+
+
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
@@ -378,4 +388,5 @@ TABLES: Final = (
     ("client", _client),
     ("serve", _serve),
     ("swarm", _swarm),
+    ("publish", _publish),
 )
