@@ -116,7 +116,7 @@ def webhook(  # noqa: PLR0917 - one parameter for each option
     from modelcache.main.logs import logger_for  # noqa: PLC0415 - see the package
 
     with needs_extra():
-        from modelcache.config.values import parse_duration  # noqa: PLC0415
+        from modelcache.config import parse_duration  # noqa: PLC0415
         from modelcache.domain.listening import parse_listen  # noqa: PLC0415
 
         flags = _Flags(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from modelcache.config.values import parse_duration
+from modelcache.config import parse_duration
 from modelcache.errors import UsageError
 from modelcache.faces.kubernetes import names
 from modelcache.faces.kubernetes.pods import PodModels, models_of

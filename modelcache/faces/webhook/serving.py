@@ -11,6 +11,7 @@ from typing import Final
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from modelcache.errors import InvalidConfig
 
@@ -30,6 +31,16 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Nothing is captured."""
         yield
+
+
+class _Connection(H11Protocol):
+    """One that does not wait, when all ends, for a peer that is silent to say goodbye over TLS."""
+
+    def shutdown(self) -> None:
+        """End it, at once where nothing is being answered."""
+        super().shutdown()
+        if self.transport.is_closing() and not self.transport.get_write_buffer_size():
+            self.transport.abort()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -53,7 +64,7 @@ async def serving(
     """Answer while entered; at the end, finish what is being answered."""
     configuration = uvicorn.Config(
         app,
-        http="h11",
+        http=_Connection,
         ws="none",
         lifespan="off",
         log_config=None,
