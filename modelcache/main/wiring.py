@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from modelcache.config import Settings
     from modelcache.faces.kubernetes.informer import Log
     from modelcache.faces.watcher.cluster import Cluster
+    from modelcache.peers.membership import Membership
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,8 @@ def assembled(settings: Settings, log: Log | None = None) -> Iterator[Assembled]
         if tcp is not None:
             stack.enter_context(tcp)
         engine = stack.enter_context(Engine(settings))
-        neighbours = neighbours_for(settings, engine)
+        membership = stack.enter_context(members_of(settings, log))
+        neighbours = neighbours_for(settings, engine, membership)
         daemon = Daemon(settings, engine, name=settings.agent.node_id(), neighbours=neighbours)
         closing = Closing()
         app = create_app(daemon, closing)
@@ -67,10 +69,34 @@ def cluster_for(settings: Settings, daemon: Daemon, log: Log | None) -> Cluster 
     return Cluster(daemon, settings.kubernetes, log=log)
 
 
-def neighbours_for(settings: Settings, engine: Engine) -> Neighbourhood | None:
+@contextmanager
+def members_of(settings: Settings, log: Log | None) -> Iterator[Membership | None]:
+    """Who is in the cluster, where a Service of it tells; None where settings do, or nobody.
+
+    Raises InvalidConfig.
+    """
+    service = settings.kubernetes.peers_service if settings.kubernetes.enabled else ""
+    if not service:
+        yield None
+        return
+    from modelcache.faces.kubernetes.connect import connect  # noqa: PLC0415 - only in a cluster
+    from modelcache.faces.watcher.members import EndpointMembers  # noqa: PLC0415
+
+    _, port = parse_listen(settings.peers.listen)
+    members = EndpointMembers(connect(settings.kubernetes.kubeconfig), service, port, log=log)
+    members.start()
+    try:
+        yield members
+    finally:
+        members.stop()
+
+
+def neighbours_for(
+    settings: Settings, engine: Engine, membership: Membership | None = None
+) -> Neighbourhood | None:
     """The node's peers; None where none are named. Raises InvalidConfig."""
-    if not (settings.peers.members or settings.peers.dns):
+    if membership is None and not (settings.peers.members or settings.peers.dns):
         return None
     from modelcache.agent.swarm import Swarm  # noqa: PLC0415 - only where there are peers
 
-    return Swarm(settings, engine)
+    return Swarm(settings, engine, membership)

@@ -19,8 +19,9 @@ from typing import Any, Self
 import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from lightkube import Client, KubeConfig
+from lightkube import KubeConfig
 
+from modelcache.faces.kubernetes.connect import ClusterClient
 from tests.servers.certificates import make_certificates
 from tests.servers.process import Server, ServerUnavailable, free_port
 
@@ -192,9 +193,9 @@ class ControlPlane:
         path.write_text(yaml.safe_dump(self._plain(token, namespace)))
         return path
 
-    def client(self, token: str = ADMIN, **more: Any) -> Client:
+    def client(self, token: str = ADMIN, **more: Any) -> ClusterClient:
         """A client with this token."""
-        return Client(self.config(token), trust_env=False, **more)
+        return ClusterClient(self.config(token).get(), **more)
 
     def _plain(self, token: str, namespace: str) -> dict[str, Any]:
         return {

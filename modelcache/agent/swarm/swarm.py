@@ -51,13 +51,18 @@ RESOLVE_S: Final = 60.0  # an index of ten thousand files takes a while
 class Swarm:
     """See the module. Thread-safe."""
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
-        """Nothing is opened before `start`. Raises InvalidConfig."""
+    def __init__(
+        self, settings: Settings, engine: Engine, membership: Membership | None = None
+    ) -> None:
+        """Nothing is opened before `start`. Raises InvalidConfig.
+
+        membership: who is in the cluster, if not what the settings name.
+        """
         self.me = settings.agent.node_id()
         self._settings = settings
         self._engine = engine
         self._auth = PeerAuth.of(settings.peers)
-        self._membership: Membership = membership_of(settings.peers)
+        self._membership: Membership = membership or membership_of(settings.peers)
         self._client = PeerClient(self._auth, self.me)
         self._active = Active()
         self._neighbours = Neighbours()
@@ -135,8 +140,11 @@ class Swarm:
     def member(self) -> Member:
         """What others know this node by."""
         peers = self._settings.peers
-        host, port = peers.advertised(self._server.port)
-        return Member(host, port, peers.zone)
+        member = Member(*peers.advertised(self._server.port), peers.zone)
+        if member.zone:
+            return member
+        known = self._membership.members()  # where it stands, others may know better
+        return next((each for each in known if each.address == member.address), member)
 
     def members(self) -> tuple[Member, ...]:
         """The others of the cell."""

@@ -1,12 +1,18 @@
-"""How the API server is reached."""
+"""How the API server is reached, with watches that can be ended from another thread."""
 
 from __future__ import annotations
 
+import socket
+import threading
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+from weakref import WeakSet
 
 import httpx2
 from lightkube import Client, KubeConfig
+from lightkube.config.client_adapter import verify_cluster
+from lightkube.config.kubeconfig import SingleConfig
+from lightkube.config.models import User
 from lightkube.core.exceptions import ConfigError
 
 from modelcache.errors import InvalidConfig
@@ -15,7 +21,33 @@ from modelcache.faces.kubernetes.names import FIELD_MANAGER
 ANSWER_S: Final = 15.0
 
 
-def connect(kubeconfig: str = "") -> Client:
+class ClusterClient(Client):
+    """A client whose watches can be woken up. Thread-safe."""
+
+    def __init__(self, config: SingleConfig, **more: Any) -> None:  # noqa: ANN401
+        """more: as lightkube's client takes it."""
+        user = config.user or User()
+        verify = verify_cluster(config.cluster, user, config.abs_file, trust_env=False)
+        self._transport = _Transport(verify=verify)
+        super().__init__(
+            config,
+            timeout=httpx2.Timeout(ANSWER_S),
+            field_manager=FIELD_MANAGER,
+            trust_env=False,
+            transport=self._transport,
+            **more,
+        )
+
+    def wake(self) -> None:
+        """Break every watch under way; whoever reads one gets an error, and may ask anew.
+
+        Closing a connection that another thread reads would let that thread read whatever gets
+        the descriptor next.
+        """
+        self._transport.wake()
+
+
+def connect(kubeconfig: str = "") -> ClusterClient:
     """A client; nothing is asked yet.
 
     kubeconfig: a file; empty for the pod's own account, else `$KUBECONFIG` or the usual place.
@@ -27,12 +59,39 @@ def connect(kubeconfig: str = "") -> Client:
             if kubeconfig
             else KubeConfig.from_env()
         )
-        return Client(
-            config.get(),
-            timeout=httpx2.Timeout(ANSWER_S),
-            field_manager=FIELD_MANAGER,
-            trust_env=False,
-        )
+        found = config.get()
+        if found is None:
+            raise ConfigError("it names no current context")
+        return ClusterClient(found)
     except (ConfigError, OSError, ValueError) as error:
         where = f"kubernetes.kubeconfig {kubeconfig}" if kubeconfig else "no cluster is configured"
         raise InvalidConfig(f"{where}: {str(error)[:200]}") from error
+
+
+class _Transport(httpx2.HTTPTransport):
+    """Remembers the sockets of watches."""
+
+    def __init__(self, *, verify: Any) -> None:  # noqa: ANN401 - a TLS context, or whether
+        super().__init__(verify=verify)
+        self._watched: WeakSet[socket.socket] = WeakSet()
+        self._lock = threading.Lock()
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """See the base class."""
+        response = super().handle_request(request)
+        if request.url.params.get("watch") == "true":
+            found = response.extensions["network_stream"].get_extra_info("socket")
+            if found is not None:
+                with self._lock:
+                    self._watched.add(found)
+        return response
+
+    def wake(self) -> None:
+        """See ClusterClient."""
+        with self._lock:
+            found = list(self._watched)
+        for each in found:
+            try:
+                socket.socket.shutdown(each, socket.SHUT_RDWR)  # without TLS's own good-bye
+            except OSError:
+                continue  # it has ended meanwhile

@@ -14,7 +14,10 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 import httpx2
 from lightkube import ApiError, Client
 
+from modelcache.faces.kubernetes.connect import ClusterClient
+
 WATCH_S: Final = 240  # of one request; then it is asked anew, which a dead connection needs too
+STOP_S: Final = 2.0
 PAUSE_FIRST_S: Final = 0.2
 PAUSE_MAX_S: Final = 15.0
 
@@ -68,9 +71,13 @@ class Informer(Generic[Item]):
         """Begin."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Call nobody any more. The thread ends with its request; nobody waits for that."""
+    def stop(self, wait_s: float = STOP_S) -> None:
+        """Call nobody any more, and end, within the time. Other watches of the client go on."""
         self._stopped.set()
+        if isinstance(self._client, ClusterClient):
+            self._client.wake()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(wait_s)
 
     def wait_synced(self, timeout_s: float) -> bool:
         """Whether all there is has been told at least once, within the time."""
