@@ -59,13 +59,17 @@ def connect(kubeconfig: str = "") -> ClusterClient:
             if kubeconfig
             else KubeConfig.from_env()
         )
-        found = config.get()
-        if found is None:
-            raise ConfigError("it names no current context")
-        return ClusterClient(found)
+        return ClusterClient(_chosen(config))
     except (ConfigError, OSError, ValueError) as error:
         where = f"kubernetes.kubeconfig {kubeconfig}" if kubeconfig else "no cluster is configured"
         raise InvalidConfig(f"{where}: {str(error)[:200]}") from error
+
+
+def _chosen(config: KubeConfig) -> SingleConfig:
+    found = config.get()
+    if found is None:
+        raise ConfigError("it names no current context")
+    return found
 
 
 class _Transport(httpx2.HTTPTransport):
