@@ -10,24 +10,12 @@ from __future__ import annotations
 import asyncio
 import socket
 from datetime import UTC, datetime
-from typing import Any, Protocol
 
 from modelcache.faces.webhook.app import Metrics, create_app
+from modelcache.faces.webhook.logs import Log
 from modelcache.faces.webhook.review import Reviewer
 from modelcache.faces.webhook.serving import serving
 from modelcache.faces.webhook.tls import Certificates, LiveContext, keep_fresh
-
-
-class Log(Protocol):
-    """What is told of it: a fixed event name, and fields."""
-
-    def info(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
-        """As it should be."""
-        ...
-
-    def warning(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
-        """Something that heals, or somebody should look at."""
-        ...
 
 
 class Webhook:

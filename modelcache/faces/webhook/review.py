@@ -11,10 +11,11 @@ import json
 import traceback
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from modelcache.errors import UsageError
 from modelcache.faces.kubernetes import names
+from modelcache.faces.webhook.logs import Log
 from modelcache.faces.webhook.mutation import Choices, concerns, mutate
 from modelcache.faces.webhook.patches import Operation
 from modelcache.faces.webhook.warmth import Warmth
@@ -36,22 +37,6 @@ class Outcome(StrEnum):
     PATCHED = "patched"
     DENIED = "denied"
     FAILED = "failed"
-
-
-class Log(Protocol):
-    """What is told of it: a fixed event name, and fields."""
-
-    def debug(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
-        """For whoever looks for something."""
-        ...
-
-    def info(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
-        """As it should be."""
-        ...
-
-    def error(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
-        """As it should not."""
-        ...
 
 
 class Reviewer:

@@ -78,7 +78,10 @@ def _usable(kept: Kept) -> bool:
 def _serves(kept: Kept, hosts: Sequence[str], now: datetime) -> bool:
     """Whether what is shown is believed, and has the right names."""
     serving = _parsed(kept.serving.certificate)
-    names = serving.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    try:
+        names = serving.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return False
     if _over(serving, now) or set(names) != set(_names(hosts)):
         return False
     return any(

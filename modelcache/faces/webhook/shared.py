@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import httpx2
 from lightkube import ApiError, Client
@@ -23,6 +23,7 @@ from lightkube.resources.core_v1 import Secret
 from lightkube.types import PatchType
 
 from modelcache.errors import Forbidden, InvalidConfig, SourceUnavailable
+from modelcache.faces.webhook.logs import Log
 from modelcache.faces.webhook.rotation import Kept, renewed
 from modelcache.faces.webhook.tls import Pair
 
@@ -34,14 +35,6 @@ SERVING: Final = "tls.crt"
 SERVING_KEY: Final = "tls.key"
 _KEYS: Final = frozenset({AUTHORITY, AUTHORITY_KEY, AUTHORITY_BEFORE, SERVING, SERVING_KEY})
 _LABELS: Final = {"app.kubernetes.io/managed-by": "modelcache"}
-
-
-class Log(Protocol):
-    """Told what is not as it should be, and goes on."""
-
-    def warning(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
-        """See the class."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography import x509
 
 from modelcache.errors import InvalidConfig, ModelcacheError
+from modelcache.faces.webhook.logs import Log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,18 +43,6 @@ class Certificates(Protocol):
 
     def current(self) -> Pair:
         """What should be shown now. May block. Raises ModelcacheError; then the last one stays."""
-        ...
-
-
-class Log(Protocol):
-    """Told when a certificate changes, and when it cannot."""
-
-    def info(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
-        """A new one is shown."""
-        ...
-
-    def warning(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
-        """The old one stays."""
         ...
 
 
@@ -110,6 +100,9 @@ async def keep_fresh(
                 changed()
         except ModelcacheError as error:
             log.warning("certificate_not_renewed", message=error.message, end=live.end.isoformat())
+        except Exception:  # noqa: BLE001 - a bug now may be none in a month, when it matters
+            trace = traceback.format_exc()
+            log.error("certificate_check_failed", traceback=trace)  # noqa: TRY400 - not one of logging
 
 
 def _empty() -> ssl.SSLContext:

@@ -128,6 +128,7 @@ def test_what_is_broken_is_made_anew():
         Kept(kept.authority, Pair(b"x", kept.serving.key)),
         Kept(kept.authority, Pair(kept.serving.certificate, other.serving.key)),
         Kept(kept.authority, kept.serving, b"x"),
+        Kept(kept.authority, kept.authority),
     ):
         fresh = renewed(broken, HOSTS, START)
         assert fresh is not broken

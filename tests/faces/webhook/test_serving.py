@@ -111,6 +111,13 @@ def test_an_address_that_is_taken_is_told():
         bind("127.0.0.1", first.getsockname()[1])
 
 
+def test_an_answers_body_does_not_wait_for_its_head_to_be_acknowledged():
+    with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        taken, _ = listener.accept()
+        with taken:
+            assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_both_families_are_answered():
     with bind("::", 0) as listener:
         port = listener.getsockname()[1]

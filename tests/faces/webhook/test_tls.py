@@ -71,6 +71,28 @@ def test_files_that_do_not_fit_change_nothing(tmp_path: Path):
             pass
 
 
+class Buggy(CertificateFiles):
+    """Once."""
+
+    bugs = 1
+
+    def current(self) -> Pair:
+        if self.bugs == 0:
+            self.bugs = 1
+            raise ZeroDivisionError
+        return super().current()
+
+
+def test_a_bug_does_not_end_the_looking(tmp_path: Path):
+    made = make_certificates(tmp_path / "1")
+    source = Buggy(made.cert_file, made.key_file)
+    with hook(source) as running:
+        source.bugs = 0
+        wait_until(lambda: running.log.named("certificate_check_failed"))
+        made = make_certificates(tmp_path / "1")
+        wait_until(lambda: running.log.named("certificate_changed"))
+
+
 def test_the_same_again_is_no_change(certificates: Certificates):
     pair = files(certificates).current()
     live = LiveContext(pair)
