@@ -43,11 +43,6 @@ class Node:
         """
         _check(request.volume_id, request.target_path)
         check_capability(request.volume_capability)
-        if request.secrets:
-            raise UsageError(
-                "the volume has a secret (nodePublishSecretRef), which this version does not use: "
-                "models are read with the agent's own credentials; remove it"
-            )
         asked = attributes.parse(request.volume_context)
         wanted = VolumeRequest(
             name_of(request.volume_id, request.target_path),
@@ -61,7 +56,7 @@ class Node:
         until_s = monotonic() + (WAIT_S if left_s is None else max(0.0, left_s - ANSWER_S))
         while True:
             try:
-                self._client.publish(wanted, refresh=asked.refresh)
+                self._client.publish(wanted, refresh=asked.refresh, credentials=request.secrets)
             except NotWarmYet:
                 wait_s = until_s - monotonic()
                 if wait_s <= 0 or not context.is_active():

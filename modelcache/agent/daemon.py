@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, Final, Protocol
 
+from modelcache.agent.access import Access
 from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.engine import Engine
 from modelcache.agent.events import EventKind
@@ -68,7 +69,9 @@ class Daemon:
         self.settings = settings
         self.engine = engine
         self.node = Node(settings, engine, name=name)
-        self.volumes = Volumes(self.node, engine.store, settings.agent.volume_roots)
+        self.volumes = Volumes(
+            self.node, engine.store, settings.agent.volume_roots, Access(settings)
+        )
         self.neighbours = neighbours
         self.started_at_s = wall_clock_s()
         self._listening = neighbours is None

@@ -50,18 +50,21 @@ def pull_from_any(
         one.report.events += passed
         return one.run()
 
-    return _first_of(settings, ref, pull)
+    return first_of(settings, ref, pull)
 
 
 def resolve_from_any(settings: Settings, ref: Ref) -> Manifest:
     """Only resolve, likewise."""
-    return _first_of(
+    return first_of(
         settings, ref, lambda place, _: open_source(place.origin(), settings).resolve(place)
     )
 
 
-def _first_of(settings: Settings, ref: Ref, ask: Callable[[Ref, list[str]], Answer]) -> Answer:
-    """The first answer of the places of a ref. ask: a place, and why those before it gave none."""
+def first_of(settings: Settings, ref: Ref, ask: Callable[[Ref, list[str]], Answer]) -> Answer:
+    """The first answer of the places of a ref: its mirrors, and last its own.
+
+    ask: a place, and why those before it gave none. Raises what the last one raised.
+    """
     asked = places(ref, parse_rewrites(settings.mirrors.rewrite), only=settings.mirrors.only)
     passed: list[str] = []
     for place in asked:

@@ -8,11 +8,12 @@ again brings either to its end. Nothing here waits for a model: who asked is tol
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from modelcache import mounts
+from modelcache.agent.access import Access
 from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.events import EventKind
 from modelcache.agent.node import Node
@@ -36,11 +37,12 @@ from modelcache.store import Store
 class Volumes:
     """See the module. Thread-safe: one volume is published or taken away at a time."""
 
-    def __init__(self, node: Node, store: Store, roots: Sequence[str]) -> None:
-        """roots: folders below which targets may lie."""
+    def __init__(self, node: Node, store: Store, roots: Sequence[str], access: Access) -> None:
+        """roots: folders below which targets may lie. access: who may have what."""
         self._node = node
         self._store = store
         self._roots = tuple(Path(root) for root in roots)
+        self._access = access
         self._turn = threading.Lock()
         self._known: dict[str, Volume] = {}
 
@@ -70,17 +72,26 @@ class Volumes:
         with self._turn:
             return sorted(self._known.values(), key=lambda volume: volume.volume_id)
 
-    def publish(self, request: VolumeRequest, *, refresh: bool = False) -> Volume:
+    def publish(
+        self,
+        request: VolumeRequest,
+        *,
+        refresh: bool = False,
+        credentials: Mapping[str, str] | None = None,
+    ) -> Volume:
         """Show a model at a path; idempotent. Have it fetched where it is not warm.
 
-        refresh: resolve the ref anew, once for every volume. Raises NotWarmYet, telling how far the
-        model is; what the model failed with; UsageError, Forbidden, VolumeConflict, MountFailed.
+        refresh: resolve the ref anew, once for every volume. credentials: the volume's own, which
+        must be good for the model at its origin; it is fetched with the node's. Raises NotWarmYet,
+        telling how far the model is; what the model failed with; UsageError, Forbidden,
+        VolumeConflict, MountFailed.
         """
         self._check_target(request.target)
         with self._turn:
             known = self._known.get(request.volume_id)
             if known is not None:
                 return self._again(known, request)
+        self._access.check(request.ref, credentials or {})
         status = self._want(request, refresh=refresh)
         if status.phase is not ModelPhase.WARM:
             raise _not_warm(status)

@@ -31,6 +31,7 @@ from modelcache.errors import UsageError
 
 CONNECT_S: Final = 5.0
 ANSWER_S: Final = 60.0  # listing a store of many thousands of blobs takes a while
+PUBLISH_S: Final = 90.0  # an origin may have to be asked who may read it
 HEARTBEAT_S: Final = 60.0  # the agent says something every 15 s, if only that it is there
 WAIT_STEP_S: Final = 20.0  # of one request; the agent answers earlier when it has news
 _HOST: Final = "http://agent"  # what a Unix socket's requests are addressed to
@@ -145,10 +146,17 @@ class AgentClient:
 
     # Volumes
 
-    def publish(self, request: VolumeRequest, *, refresh: bool = False) -> Volume:
+    def publish(
+        self,
+        request: VolumeRequest,
+        *,
+        refresh: bool = False,
+        credentials: Mapping[str, str] | None = None,
+    ) -> Volume:
         """Show a model at a path of the agent's node; idempotent.
 
-        Raises NotWarmYet, telling how far it is: wait for its status, and ask again.
+        credentials: the volume's own, which must be good for the model at its origin. Raises
+        NotWarmYet, telling how far it is: wait for its status, and ask again.
         """
         body = {
             "target": request.target,
@@ -157,8 +165,10 @@ class AgentClient:
             "priority": int(request.priority),
             "note": request.note,
             "refresh": refresh,
+            "credentials": dict(credentials or {}),
         }
-        return volume_of(self._ask("PUT", f"/v1/volumes/{request.volume_id}", json=body))
+        path = f"/v1/volumes/{request.volume_id}"
+        return volume_of(self._ask("PUT", path, json=body, timeout_s=PUBLISH_S))
 
     def unpublish(self, volume_id: str, target: str) -> bool:
         """Take a volume away; False if there was none. Idempotent."""

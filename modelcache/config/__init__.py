@@ -15,6 +15,8 @@ Sizes accept `512MiB`, `1.5 GB`, `2T`; durations `90s`, `5m`, `1h`.
 
 from modelcache.config.groups import (
     BLOCK_BYTES,
+    AccessMode,
+    AccessSettings,
     AgentSettings,
     FileSettings,
     GcsSettings,
@@ -52,6 +54,8 @@ from modelcache.config.values import (
 __all__ = [
     "BLOCK_BYTES",
     "ENVIRONMENT_PREFIX",
+    "AccessMode",
+    "AccessSettings",
     "AgentSettings",
     "FileSettings",
     "Flags",

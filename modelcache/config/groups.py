@@ -33,6 +33,13 @@ class LocalCopy(StrEnum):
     COPY = "copy"
 
 
+class AccessMode(StrEnum):
+    """Whose right to read a model decides whether a volume shows it."""
+
+    NODE = "node"
+    POD = "pod"
+
+
 class LogFormat(StrEnum):
     """How the agent writes its log."""
 
@@ -308,6 +315,18 @@ class PeerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AccessSettings:
+    """Who may have volumes of models that are on this node."""
+
+    mode: AccessMode = AccessMode.NODE
+    """`node`: every volume may show what the node can read; `pod`: what its own secret can read."""
+    shared: tuple[str, ...] = ()
+    """Globs of refs that need no secret in the mode `pod`, such as `hf://meta-llama/*`."""
+    keep_s: float = 600.0
+    """How long it is believed that a secret may read a model."""
+
+
+@dataclass(frozen=True, slots=True)
 class KubernetesSettings:
     """The cluster this node belongs to: pods and objects that say what is to be here."""
 
@@ -339,6 +358,7 @@ class Settings:
     swarm: SwarmSettings = field(default_factory=SwarmSettings)
     peers: PeerSettings = field(default_factory=PeerSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
     kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
     max_age_s: float = 0.0
     """How long a resolved ref is believed without asking its origin again."""

@@ -63,6 +63,8 @@ def broken_rules(settings: Settings) -> Iterator[str]:
     except UsageError as error:
         yield error.message
     yield from _broken_agent_rules(settings.agent)
+    if not 0 <= settings.access.keep_s < math.inf:
+        yield "access.keep_s must not be negative"
     if not 0 < settings.kubernetes.report_s < math.inf:
         yield "kubernetes.report_s must be positive"
     service = settings.kubernetes.peers_service

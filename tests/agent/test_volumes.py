@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from modelcache.agent import Engine
+from modelcache.agent.access import Access
 from modelcache.agent.events import EventKind
 from modelcache.agent.node import Node
 from modelcache.agent.volumes import Volumes
@@ -61,7 +62,7 @@ def volumes_of(chosen: Settings) -> Iterator[tuple[Volumes, Node, Engine]]:
     """As the daemon begins and ends them."""
     with Engine(chosen) as engine:
         node = Node(chosen, engine, name="node-1")
-        volumes = Volumes(node, engine.store, chosen.agent.volume_roots)
+        volumes = Volumes(node, engine.store, chosen.agent.volume_roots, Access(chosen))
         volumes.start()
         node.start()
         volumes.release_stale()

@@ -172,7 +172,7 @@ def test_a_model_that_is_not_there_is_told_at_once(
     assert "missing" in caught.value.details()
 
 
-def test_a_secret_that_would_not_be_used_is_refused(driver: Driver, pods: Path):
+def test_a_secret_whose_keys_mean_nothing_is_refused(driver: Driver, pods: Path):
     with pytest.raises(grpc.RpcError) as caught:
         driver.ask(
             "NodePublishVolume",

@@ -161,6 +161,12 @@ class VolumeWanted(BaseModel):
     refresh: bool = Field(
         default=False, description="Resolve the ref anew before the volume is published."
     )
+    credentials: dict[str, str] = Field(
+        default={},
+        max_length=32,
+        repr=False,
+        description="A secret's keys and values, which must be good for the model at its origin.",
+    )
 
 
 class VolumeInfo(_Answer):

@@ -49,6 +49,7 @@ def volumes_routes(daemon: Daemon) -> APIRouter:
                 note=request.note,
             ),
             refresh=request.refresh,
+            credentials=request.credentials,
         )
         return VolumeInfo(**volume.to_json())
 

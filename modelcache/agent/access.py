@@ -1,0 +1,125 @@
+"""Who may have a volume of what: asked at the origin, with the volume's own credentials.
+
+The question is put by a process of its own, which knows nothing else (`agent.credentials`). What
+it was told is remembered for a while, under a hash that says nothing about the secret.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final
+
+from modelcache.agent.credentials import check_keys, environment_of
+from modelcache.config import AccessMode, Settings
+from modelcache.domain.refs import Ref
+from modelcache.errors import (
+    Forbidden,
+    ModelcacheError,
+    NoCredentials,
+    SourceUnavailable,
+    error_named,
+)
+
+ASK_S: Final = 60.0
+REFUSED_KEPT_S: Final = 15.0  # whoever was refused may have been given the right meanwhile
+REMEMBERED_MAX: Final = 10_000
+
+Answered = tuple[float, tuple[type[ModelcacheError], str] | None]
+"""Until when it holds, and what was refused and how."""
+
+
+class Access:
+    """Decides who may have a volume of what. Thread-safe."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._policy = settings.access
+        self._key = secrets.token_bytes(32)  # what is remembered says nothing about the secrets
+        self._known: OrderedDict[bytes, Answered] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def check(self, ref: Ref, credentials: Mapping[str, str]) -> None:
+        """Raise Forbidden unless a volume with these credentials may show the model.
+
+        With credentials they must be good for it, whatever the policy; without, the policy decides.
+        credentials: a secret's keys and values. Raises UsageError for keys that mean nothing,
+        SourceUnavailable when the origin cannot be asked.
+        """
+        if not credentials:
+            if self._policy.mode is AccessMode.NODE or self._is_shared(ref):
+                return
+            raise Forbidden(
+                f"{ref.redacted()} is mounted only for pods whose own secret may read it; give the "
+                "volume a nodePublishSecretRef, or list the model in access.shared"
+            )
+        check_keys(credentials)
+        key = self._name(ref, credentials)
+        with self._lock:
+            known = self._known.get(key)
+        if known is None or known[0] <= monotonic():
+            known = self._ask(ref, credentials)
+            with self._lock:
+                self._known[key] = known
+                while len(self._known) > REMEMBERED_MAX:
+                    self._known.popitem(last=False)
+        if known[1] is not None:
+            family, message = known[1]
+            raise family(message)
+
+    def _is_shared(self, ref: Ref) -> bool:
+        return any(fnmatchcase(ref.redacted(), pattern) for pattern in self._policy.shared)
+
+    def _name(self, ref: Ref, credentials: Mapping[str, str]) -> bytes:
+        plain = json.dumps([str(ref), sorted(credentials.items())]).encode()
+        return hmac.digest(self._key, plain, "sha256")
+
+    def _ask(self, ref: Ref, credentials: Mapping[str, str]) -> Answered:
+        """Ask, and say until when that holds. Raises SourceUnavailable: then nobody has said no."""
+        with tempfile.TemporaryDirectory(prefix="modelcache-access-") as name:
+            folder = Path(name)  # only ours to read; gone with the question
+            answer = _run(ref, folder, environment_of(self._settings, credentials, folder))
+        error = answer.get("error")
+        if error is None:
+            return monotonic() + self._policy.keep_s, None
+        code, said = str(error.get("code")), str(error.get("message"))
+        refusal = error_named(code, said, ModelcacheError)
+        if isinstance(refusal, SourceUnavailable):
+            raise refusal
+        family: type[ModelcacheError] = type(refusal)
+        if isinstance(refusal, (Forbidden, NoCredentials)):
+            family = Forbidden
+            said = f"the volume's secret may not read {ref.redacted()}: {said}"
+        return monotonic() + REFUSED_KEPT_S, (family, said)
+
+
+def _run(ref: Ref, folder: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+    nothing = folder / "config.toml"
+    nothing.touch()
+    command = [sys.executable, "-m", "modelcache.main", "access", "--json", f"--config={nothing}"]
+    try:
+        done = subprocess.run(  # noqa: S603 - ourselves; the ref cannot be an option
+            [*command, "--", str(ref)],
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=ASK_S,
+            check=False,
+        )
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except subprocess.TimeoutExpired as error:
+        raise SourceUnavailable(f"{ref.redacted()} does not answer who may read it") from error
+    except ValueError as error:
+        raise SourceUnavailable(f"who may read {ref.redacted()} cannot be found out") from error
+    return answer

@@ -1,0 +1,102 @@
+"""A volume's secret, as the environment of a process that has nothing else to go by.
+
+Nothing of the node's is in it: no profile, no token, no metadata service, so that no library can
+find better credentials by itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Final
+
+from modelcache.config import Settings
+from modelcache.errors import UsageError
+
+SECRET_BYTES_MAX: Final = 64 << 10
+# Keys of a secret by the variable that libraries read, and those whose content must be a file.
+VARIABLES: Final = {
+    **{
+        name: name
+        for name in (
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_SESSION_TOKEN",
+            "AWS_REGION",
+            "HF_TOKEN",
+        )
+    },
+    "http-headers": "MODELCACHE_HTTP_HEADERS",
+}
+FILES: Final = {
+    ".dockerconfigjson": "MODELCACHE_OCI_AUTH_FILE",
+    "GOOGLE_CREDENTIALS": "GOOGLE_APPLICATION_CREDENTIALS",
+}
+# How origins are reached is the node's matter, and says nothing of who may read them.
+_SETTINGS: Final = {
+    "s3": ("endpoint", "region", "style", "requester_pays", "anonymous", "ca_file"),
+    "gcs": ("endpoint", "user_project", "anonymous", "ca_file"),
+    "oci": ("plain_http", "platform", "ca_file"),
+    "hf": ("endpoint", "ca_file"),
+    "http": ("ca_file",),
+    "mirrors": ("rewrite", "only"),
+    "transfer": ("connect_timeout_s", "stall_timeout_s"),
+}
+_PASSED: Final = ("PATH", "PYTHONPATH", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
+
+
+def check_keys(credentials: Mapping[str, str]) -> None:
+    """Refuse a secret with keys that mean nothing, and values that are none. Raises UsageError."""
+    for key, value in credentials.items():
+        if key not in VARIABLES and key not in FILES:
+            known = ", ".join(sorted([*VARIABLES, *FILES]))
+            raise UsageError(
+                f"the volume's secret has a key {key[:60]!r} that means nothing here; there are "
+                f"{known}"
+            )
+        if len(value) > SECRET_BYTES_MAX or "\0" in value:
+            raise UsageError(f"the volume's secret has no usable value under {key!r}")
+
+
+def environment_of(
+    settings: Settings, credentials: Mapping[str, str], folder: Path
+) -> dict[str, str]:
+    """The variables. credentials: as `check_keys` lets pass. folder: only ours to read."""
+    environment = {
+        "HOME": str(folder),
+        "XDG_CONFIG_HOME": str(folder),
+        "XDG_RUNTIME_DIR": str(folder),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_GCE_CHECK": "true",
+    }
+    for name in _PASSED:
+        for either in (name, name.lower()):
+            if either in os.environ:
+                environment[either] = os.environ[either]
+    environment |= dict(_reaching(settings))
+    for number, (key, value) in enumerate(credentials.items()):
+        if key in VARIABLES:
+            environment[VARIABLES[key]] = value.strip()
+            continue
+        path = folder / f"secret-{number}"
+        path.touch(mode=0o600)
+        path.write_text(value, encoding="utf-8")
+        environment[FILES[key]] = str(path)
+    return environment
+
+
+def _reaching(settings: Settings) -> Iterator[tuple[str, str]]:
+    for name, wanted in _SETTINGS.items():
+        group = getattr(settings, name)
+        for field in fields(group):
+            if field.name in wanted:
+                text = _text(getattr(group, field.name))
+                yield f"MODELCACHE_{name}_{field.name}".upper(), text
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "\n".join(value) if isinstance(value, tuple) else str(value)
