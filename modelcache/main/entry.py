@@ -15,6 +15,7 @@ from typer.models import CommandInfo
 
 from modelcache.errors import Cancelled, ModelcacheError, UsageError
 from modelcache.main import (
+    access,
     agent,
     controller,
     env,
@@ -41,6 +42,7 @@ MODULES: Final = (
     volumes,
     webhook,
     controller,
+    access,
     machine,
 )
 # As people meet them, for `--help`; a command that is not named here comes last.
@@ -58,6 +60,7 @@ ORDER: Final = [
     "pin",
     "unpin",
     "explain",
+    "access",
     "agent",
     "prefetch",
     "status",
