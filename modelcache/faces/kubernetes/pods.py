@@ -25,6 +25,7 @@ ANNOTATION_BYTES_MAX: Final = 64 << 10
 _SEPARATORS: Final = re.compile(r"[,\n]+")
 # A mount path stands behind the last "=/"; no ref has that in it.
 _MOUNT: Final = re.compile(r"=(?=/)")
+_SECRET: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _FORBIDDEN: Final = ("/", "/proc", "/sys", "/dev", "/etc")
 
 
@@ -38,11 +39,16 @@ class PodModel:
 
 @dataclass(frozen=True, slots=True)
 class PodModels:
-    """All that a pod wants. priority: None where the pod does not say."""
+    """All that a pod wants.
+
+    priority: None where the pod does not say. pull_secret: a Secret of the pod's namespace, which
+    its volumes must bring; empty for none.
+    """
 
     models: tuple[PodModel, ...]
     priority: int | None = None
     containers: tuple[str, ...] = ()
+    pull_secret: str = ""
 
     @property
     def refs(self) -> tuple[Ref, ...]:
@@ -62,12 +68,10 @@ def models_of(annotations: Mapping[str, str]) -> PodModels:
     mode = annotations.get(names.MODE, "full")
     if mode != "full":
         raise UsageError(f"annotation {names.MODE} is {mode[:20]!r}; this version has only full")
-    if names.PULL_SECRET in annotations:
-        raise UsageError(
-            f"annotation {names.PULL_SECRET} is not used by this version: models are read with the "
-            "agent's own credentials; remove it"
-        )
-    return PodModels(found, _priority(annotations), _containers(annotations))
+    secret = annotations.get(names.PULL_SECRET, "").strip()
+    if secret and not _SECRET.fullmatch(secret):
+        raise UsageError(f"annotation {names.PULL_SECRET}: {secret[:60]!r} is no Secret's name")
+    return PodModels(found, _priority(annotations), _containers(annotations), secret)
 
 
 def refs_in_volumes(volumes: Iterable[Mapping[str, Any]]) -> Iterator[Ref]:
