@@ -49,12 +49,14 @@ def mounts_of(asked: PodModels) -> list[Mount]:
     ]
 
 
-def volume_for(mount: Mount, priority: int | None) -> Json:
+def volume_for(mount: Mount, asked: PodModels) -> Json:
     """The inline volume that kubelet asks our driver for."""
     attributes = {"model": str(mount.ref)}
-    if priority is not None:
-        attributes["priority"] = str(priority)
-    csi = {"driver": names.CSI_DRIVER, "readOnly": True, "volumeAttributes": attributes}
+    if asked.priority is not None:
+        attributes["priority"] = str(asked.priority)
+    csi: Json = {"driver": names.CSI_DRIVER, "readOnly": True, "volumeAttributes": attributes}
+    if asked.pull_secret:
+        csi["nodePublishSecretRef"] = {"name": asked.pull_secret}
     return {"name": mount.volume, "csi": csi}
 
 

@@ -58,7 +58,7 @@ def mutate(pod: Pod, choices: Choices, warmth: Warmth) -> list[Operation]:
     return [
         *setting(metadata, "annotations", names.INJECTED, INJECTED, at=["metadata"]),
         *setting(metadata, "labels", names.POD_LABEL, INJECTED, at=["metadata"]),
-        *_volumes(spec, wanted, asked.priority),
+        *_volumes(spec, wanted, asked),
         *_mounts(spec, wanted, asked.containers),
         *([] if bound else _preferences(spec, asked, warmth)),
         *([] if bound or not gate else _gate(spec, asked, warmth)),
@@ -70,14 +70,14 @@ def _annotations(pod: Pod) -> Mapping[str, str]:
 
 
 def _volumes(
-    spec: Mapping[str, Any], wanted: list[Mount], priority: int | None
+    spec: Mapping[str, Any], wanted: list[Mount], asked: PodModels
 ) -> Iterator[Operation]:
     present = {
         volume["name"]: (place, volume) for place, volume in enumerate(spec.get("volumes") or ())
     }
     added = []
     for mount in {mount.volume: mount for mount in wanted}.values():
-        volume = volume_for(mount, priority)
+        volume = volume_for(mount, asked)
         if mount.volume not in present:
             added.append(volume)
             continue

@@ -81,6 +81,14 @@ def test_only_named_containers_get_it():
     assert "volumeMounts" not in after["spec"]["containers"][1]
 
 
+def test_the_pull_secret_is_brought_by_every_volume():
+    after = mutated(pod(ASKED, **{"pull-secret": "llama-reader"}))
+    (volume,) = after["spec"]["volumes"]
+    assert volume["csi"]["nodePublishSecretRef"] == {"name": "llama-reader"}
+    with pytest.raises(UsageError, match="no Secret's name"):
+        mutated(pod(ASKED, **{"pull-secret": "Not A Name"}))
+
+
 def test_one_volume_for_a_model_at_two_paths():
     after = mutated(pod(f"{LLAMA}=/a,{LLAMA}=/b"))
     assert after["spec"]["volumes"] == [VOLUME]
