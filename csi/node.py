@@ -6,9 +6,8 @@ model coming; kubelet's next call finds it further on.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from hashlib import sha256
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Final
 
 from csi.capabilities import check_capability
@@ -16,11 +15,12 @@ from csi.protocol import csi_pb2
 from modelcache.client import AgentClient, error_of
 from modelcache.domain import attributes
 from modelcache.domain.volumes import VolumeRequest, progress_line
-from modelcache.domain.wanted import ModelPhase, Trouble, WantedStatus
+from modelcache.domain.wanted import ModelPhase, Trouble
 from modelcache.errors import NotInStore, NotWarmYet, UsageError
 
 WAIT_S: Final = 100.0  # for callers that set no deadline; kubelet's is two minutes
 ANSWER_S: Final = 1.0  # before the deadline: an answer with the progress says more than a time-out
+LOOK_S: Final = 0.5
 STEP_S: Final = 20.0  # of one request to the agent
 
 
@@ -61,16 +61,21 @@ class Node:
                 wait_s = until_s - monotonic()
                 if wait_s <= 0 or not context.is_active():
                     raise
-                self._wait(wanted, min(wait_s, STEP_S))
+                self._wait(wanted, min(wait_s, STEP_S), with_secret=bool(request.secrets))
             else:
                 return csi_pb2.NodePublishVolumeResponse()
 
-    def _wait(self, wanted: VolumeRequest, wait_s: float) -> None:
-        """Wait until there is something new. Raises what the model failed with."""
-        status: WantedStatus | None = None
-        with suppress(NotInStore):  # released meanwhile: asking again wants it anew
+    def _wait(self, wanted: VolumeRequest, wait_s: float, *, with_secret: bool) -> None:
+        """Wait until there is something new. Raises what the model failed with.
+
+        with_secret: then the agent knows whether that is the end of it.
+        """
+        try:
             status = self._client.status(wanted.ref, wait_s=wait_s)
-        if status is not None and status.phase is ModelPhase.FAILED and status.trouble is not None:
+        except NotInStore:  # fetched with the volume's secret, or released meanwhile
+            sleep(min(wait_s, LOOK_S))
+            return
+        if not with_secret and status.phase is ModelPhase.FAILED and status.trouble is not None:
             raise error_of(Trouble(status.trouble.code, progress_line(status)))
 
     def NodeUnpublishVolume(  # noqa: N802

@@ -92,11 +92,12 @@ def _reaching(settings: Settings) -> Iterator[tuple[str, str]]:
         group = getattr(settings, name)
         for field in fields(group):
             if field.name in wanted:
-                text = _text(getattr(group, field.name))
+                text = text_of(getattr(group, field.name))
                 yield f"MODELCACHE_{name}_{field.name}".upper(), text
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """A setting as its variable has it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return "\n".join(value) if isinstance(value, tuple) else str(value)

@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any, Final, Protocol
 
 from modelcache.agent.access import Access
+from modelcache.agent.borrowing import Borrowing
 from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.engine import Engine
 from modelcache.agent.events import EventKind
@@ -69,8 +70,13 @@ class Daemon:
         self.settings = settings
         self.engine = engine
         self.node = Node(settings, engine, name=name)
+        self._borrowing = Borrowing(settings)
         self.volumes = Volumes(
-            self.node, engine.store, settings.agent.volume_roots, Access(settings)
+            self.node,
+            engine.store,
+            settings.agent.volume_roots,
+            Access(settings),
+            self._borrowing,
         )
         self.neighbours = neighbours
         self.started_at_s = wall_clock_s()
@@ -124,6 +130,7 @@ class Daemon:
 
     def close(self) -> None:
         """End everything; what is wanted stays written down. Idempotent."""
+        self._borrowing.close()
         self.node.close()
         if self.neighbours is not None and self._listening:
             self.neighbours.close()

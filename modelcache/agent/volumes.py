@@ -11,20 +11,25 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from modelcache import mounts
 from modelcache.agent.access import Access
+from modelcache.agent.borrowing import Borrowing
 from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.events import EventKind
 from modelcache.agent.node import Node
 from modelcache.domain.manifests import ModelId
 from modelcache.domain.members import Priority
+from modelcache.domain.refs import Ref
 from modelcache.domain.volumes import Volume, VolumeRequest, check_volume, lease_of, progress_line
 from modelcache.domain.wanted import ModelPhase, WantedStatus
 from modelcache.errors import (
     Forbidden,
     ModelcacheError,
     MountFailed,
+    NoCredentials,
+    NotFound,
     NotInStore,
     NotWarmYet,
     UsageError,
@@ -33,16 +38,29 @@ from modelcache.errors import (
 )
 from modelcache.store import Store
 
+_REFUSALS: Final = frozenset({Forbidden.code, NoCredentials.code, NotFound.code})
+
 
 class Volumes:
     """See the module. Thread-safe: one volume is published or taken away at a time."""
 
-    def __init__(self, node: Node, store: Store, roots: Sequence[str], access: Access) -> None:
-        """roots: folders below which targets may lie. access: who may have what."""
+    def __init__(
+        self,
+        node: Node,
+        store: Store,
+        roots: Sequence[str],
+        access: Access,
+        borrowing: Borrowing,
+    ) -> None:
+        """roots: folders below which targets may lie. access: who may have what.
+
+        borrowing: for models that only their volumes' secrets may read.
+        """
         self._node = node
         self._store = store
         self._roots = tuple(Path(root) for root in roots)
         self._access = access
+        self._borrowing = borrowing
         self._turn = threading.Lock()
         self._known: dict[str, Volume] = {}
 
@@ -82,9 +100,9 @@ class Volumes:
         """Show a model at a path; idempotent. Have it fetched where it is not warm.
 
         refresh: resolve the ref anew, once for every volume. credentials: the volume's own, which
-        must be good for the model at its origin; it is fetched with the node's. Raises NotWarmYet,
-        telling how far the model is; what the model failed with; UsageError, Forbidden,
-        VolumeConflict, MountFailed.
+        must be good for the model at its origin; it is fetched with them where the node's are not.
+        Raises NotWarmYet, telling how far the model is; what the model failed with; UsageError,
+        Forbidden, VolumeConflict, MountFailed.
         """
         self._check_target(request.target)
         with self._turn:
@@ -92,14 +110,15 @@ class Volumes:
             if known is not None:
                 return self._again(known, request)
         self._access.check(request.ref, credentials or {})
-        status = self._want(request, refresh=refresh)
-        if status.phase is not ModelPhase.WARM:
-            raise _not_warm(status)
+        model_id = self._borrowed(request.ref) if credentials else None
+        borrowed = model_id is not None
+        if model_id is None:
+            model_id = self._warm(request, credentials or {}, refresh=refresh)
         volume = Volume(
             volume_id=request.volume_id,
             target=request.target,
-            model_id=ModelId(status.model_id),
-            ref=status.ref,
+            model_id=model_id,
+            ref=request.ref.redacted(),
             sub_path=request.sub_path,
             since_s=wall_clock_s(),
         )
@@ -109,18 +128,17 @@ class Volumes:
                 return self._again(known, request)
             try:
                 self._store.keep_volume(volume)
-            except NotInStore:
-                raise NotWarmYet(
-                    f"{status.ref} was removed a moment ago, and comes again"
-                ) from None
+            except NotInStore as error:
+                self._borrowing.forget(request.ref)
+                raise NotWarmYet(f"{volume.ref} was removed a moment ago; it comes anew") from error
             try:
                 self._mount(volume)
             except ModelcacheError:
                 self._store.drop_volume(volume)
                 raise
             self._known[volume.volume_id] = volume
-        # What is mounted waits for nothing any more: a newer version of it is not urgent.
-        self._node.want(request.ref, priority=Priority.PREWARM, lease=request.lease)
+        if not borrowed:  # mounted, it waits for nothing: a newer version of it is not urgent
+            self._node.want(request.ref, priority=Priority.PREWARM, lease=request.lease)
         self._tell(EventKind.PUBLISHED, volume)
         return volume
 
@@ -161,13 +179,29 @@ class Volumes:
 
     # Parts
 
-    def _want(self, request: VolumeRequest, *, refresh: bool) -> WantedStatus:
-        """Have the model fetched, and see how far it is."""
+    def _warm(
+        self, request: VolumeRequest, credentials: Mapping[str, str], *, refresh: bool
+    ) -> ModelId:
+        """The model, once it is warm; have it fetched. Raises as `publish`."""
+        status = self._want(request, refresh=refresh, with_secret=bool(credentials))
+        if status.phase is ModelPhase.WARM:
+            return ModelId(status.model_id)
+        refused = status.trouble is not None and status.trouble.code in _REFUSALS
+        if credentials and refused and status.phase is ModelPhase.FAILED:
+            self._node.release(request.ref, request.lease)
+            self._borrowing.begin(request.ref, credentials)
+        raise _not_warm(status)
+
+    def _want(self, request: VolumeRequest, *, refresh: bool, with_secret: bool) -> WantedStatus:
+        """Have the model fetched, and see how far it is.
+
+        with_secret: a failure is told and not tried again, for something else can be tried.
+        """
         with suppress(NotInStore):
             status = self._node.status(request.ref)
             if any(want.holder == request.lease for want in status.wants):
                 refresh = False  # asked before: it is being resolved, or was
-                if status.phase is not ModelPhase.FAILED:
+                if status.phase is not ModelPhase.FAILED or with_secret:
                     return status
             elif status.phase is ModelPhase.WARM and not refresh:
                 return status  # others want it: the volume's want need not come first
@@ -179,6 +213,14 @@ class Volumes:
             refresh=refresh,
         )
         return self._node.status(request.ref)
+
+    def _borrowed(self, ref: Ref) -> ModelId | None:
+        """What was fetched with a volume's secret, while it is here."""
+        model_id = self._borrowing.look(ref)
+        if model_id is not None and self._store.snapshot_path(model_id) is None:
+            self._borrowing.forget(ref)
+            return None
+        return model_id
 
     def _again(self, known: Volume, request: VolumeRequest) -> Volume:
         """What is published already, if it is what is asked for. The caller has the turn."""

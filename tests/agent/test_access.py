@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
 
 from modelcache.agent import access
@@ -16,7 +17,10 @@ from modelcache.agent.access import Access
 from modelcache.config import AccessMode, AccessSettings, OciSettings, S3Settings, Settings
 from modelcache.domain.refs import Ref, parse_ref
 from modelcache.errors import Forbidden, SourceUnavailable, UsageError
+from tests.agent.nodes import node_settings
 from tests.agent.support import settings
+from tests.csi.driver import mount_capability, running_driver
+from tests.kernel.roots import needs_root, targets
 from tests.servers.docker_registry import DockerRegistry
 from tests.servers.faults import Fault, FaultProxy, Request, never
 from tests.servers.minio import Minio
@@ -165,3 +169,46 @@ def test_listing_is_not_reading(web: tuple[Nginx, Path], tmp_path: Path):
             Access(chosen).check(ref, {"http-headers": "X-Who: me"})
         proxy.plan = never
         Access(chosen).check(ref, {"http-headers": "X-Who: me"})
+
+
+@pytest.mark.kernel
+@needs_root
+def test_what_the_node_may_not_read_comes_with_the_volumes_secret(
+    private: Settings, minio: Minio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with targets(tmp_path / "pods") as pods:
+        base = node_settings(
+            tmp_path / "store",
+            node="n",
+            socket=tmp_path / "a.sock",
+            listen="",
+            volume_roots=(str(pods),),
+        )
+        chosen = replace(private, agent=base.agent)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        with running_driver(chosen, tmp_path / "csi.sock") as driver:
+            good, bad = secret(minio), secret(minio, AWS_SECRET_ACCESS_KEY="wrong" * 8)
+
+            def publish(target: str, secrets: dict[str, str]) -> None:
+                driver.ask(
+                    "NodePublishVolume",
+                    volume_id=target,
+                    target_path=str(pods / target),
+                    volume_capability=mount_capability(),
+                    volume_context={"model": str(REF)},
+                    secrets=secrets,
+                )
+
+            publish("a", good)
+            assert (pods / "a/config.json").read_bytes() == b"{}"
+            publish("b", good)
+            assert (pods / "b/config.json").read_bytes() == b"{}"
+            for secrets in (bad, {}):
+                with pytest.raises(grpc.RpcError) as caught:
+                    publish("c", secrets)
+                assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            assert not (pods / "c").exists()
+            for target in ("a", "b"):
+                driver.ask.unpublish(pods / target, volume_id=target)
+            assert driver.agent.daemon.node.statuses() == []

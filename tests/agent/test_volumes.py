@@ -11,6 +11,7 @@ import pytest
 
 from modelcache.agent import Engine
 from modelcache.agent.access import Access
+from modelcache.agent.borrowing import Borrowing
 from modelcache.agent.events import EventKind
 from modelcache.agent.node import Node
 from modelcache.agent.volumes import Volumes
@@ -62,7 +63,9 @@ def volumes_of(chosen: Settings) -> Iterator[tuple[Volumes, Node, Engine]]:
     """As the daemon begins and ends them."""
     with Engine(chosen) as engine:
         node = Node(chosen, engine, name="node-1")
-        volumes = Volumes(node, engine.store, chosen.agent.volume_roots, Access(chosen))
+        volumes = Volumes(
+            node, engine.store, chosen.agent.volume_roots, Access(chosen), Borrowing(chosen)
+        )
         volumes.start()
         node.start()
         volumes.release_stale()
