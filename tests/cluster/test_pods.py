@@ -163,6 +163,22 @@ def test_what_a_pod_asks_for_wrongly_is_told(client: Client, agent: Running, tex
     assert agent.daemon.node.statuses() == []
 
 
+def test_a_model_that_is_larger_than_the_nodes_quota_is_told(
+    client: Client, plane: ControlPlane, chosen: Settings, node: str, models: Models
+):
+    del node
+    ref = str(ref_to(models.add("m"), "m"))
+    small = replace(chosen, store=replace(chosen.store, quota_bytes=1 << 20))
+    with cluster_of(plane, small):
+        make_pod(client, "p1", node=NODE, annotations={"modelcache.io/models": ref})
+
+        def told() -> str | None:
+            events = events_of(client, "p1")
+            return events.get("ModelFailed") or events.get("ModelRetrying")
+
+        assert "quota" in wait_until(told)
+
+
 def test_a_volume_that_the_pod_wrote_itself_is_fetched_too(
     client: Client, agent: Running, models: Models
 ):

@@ -9,16 +9,25 @@ from typing import Any, Final
 from weakref import WeakSet
 
 import httpx2
+import msgspec
+import yaml
 from lightkube import Client, KubeConfig
 from lightkube.config.client_adapter import verify_cluster
 from lightkube.config.kubeconfig import SingleConfig
 from lightkube.config.models import User
 from lightkube.core.exceptions import ConfigError
+from lightkube.resources.admissionregistration_v1 import MutatingWebhookConfiguration
+from lightkube.resources.coordination_v1 import Lease
+from lightkube.resources.core_v1 import Event, Node, Pod, Secret
+from lightkube.resources.discovery_v1 import EndpointSlice
 
 from modelcache.errors import InvalidConfig
 from modelcache.faces.kubernetes.names import FIELD_MANAGER
 
 ANSWER_S: Final = 15.0
+_KINDS: Final = (Pod, Node, Event, Lease, EndpointSlice, Secret, MutatingWebhookConfiguration)
+_preparing = threading.Lock()
+_prepared: list[msgspec.json.Decoder[Any]] = []
 
 
 class ClusterClient(Client):
@@ -26,6 +35,7 @@ class ClusterClient(Client):
 
     def __init__(self, config: SingleConfig, **more: Any) -> None:  # noqa: ANN401
         """more: as lightkube's client takes it."""
+        prepare_kinds()
         user = config.user or User()
         verify = verify_cluster(config.cluster, user, config.abs_file, trust_env=False)
         self._transport = _Transport(verify=verify)
@@ -53,6 +63,7 @@ def connect(kubeconfig: str = "") -> ClusterClient:
     kubeconfig: a file; empty for the pod's own account, else `$KUBECONFIG` or the usual place.
     Raises InvalidConfig when there is no way to a cluster.
     """
+    where = f"kubernetes.kubeconfig {kubeconfig}" if kubeconfig else "no cluster is configured"
     try:
         config = (
             KubeConfig.from_file(Path(kubeconfig).expanduser())
@@ -61,8 +72,10 @@ def connect(kubeconfig: str = "") -> ClusterClient:
         )
         return ClusterClient(_chosen(config))
     except (ConfigError, OSError, ValueError) as error:
-        where = f"kubernetes.kubeconfig {kubeconfig}" if kubeconfig else "no cluster is configured"
-        raise InvalidConfig(f"{where}: {str(error)[:200]}") from error
+        why = " ".join(str(error).split())
+        raise InvalidConfig(f"{where}: {why[:200]}") from error
+    except (AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise InvalidConfig(f"{where}: it is no kubeconfig") from error
 
 
 def _chosen(config: KubeConfig) -> SingleConfig:
@@ -70,6 +83,17 @@ def _chosen(config: KubeConfig) -> SingleConfig:
     if found is None:
         raise ConfigError("it names no current context")
     return found
+
+
+def prepare_kinds() -> None:
+    """Have the decoders of all kinds made, once and by one thread.
+
+    They are made when a kind is decoded first; two threads that did so at the same time, as
+    watches do when they begin, crashed the interpreter (msgspec 0.22, CPython 3.11).
+    """
+    with _preparing:
+        if not _prepared:
+            _prepared.extend(msgspec.json.Decoder(kind) for kind in _KINDS)
 
 
 class _Transport(httpx2.HTTPTransport):
