@@ -47,6 +47,7 @@ GO = (
         "github.com/google/go-containerregistry/cmd/crane@v0.22.1",
         "tests of OCI with crane's registry",
     ),
+    ("helm", "helm.sh/helm/v3/cmd/helm@v3.22.0", "tests of the chart"),
 )
 
 
