@@ -274,6 +274,12 @@ class Engine:
             self.store, now_s=wall_clock_s(), partial_older_than_s=partial_older_than_s
         )
 
+    def would_evict(self, need_bytes: int) -> tuple[list[StoredModel], int, int]:
+        """What would go for so many bytes more: models, bytes freed, and bytes that lack still."""
+        chosen, freed, lacking = room.would_evict(self.store, need_bytes, now_s=wall_clock_s())
+        refs = self.store.refs()
+        return [self._describe(model_id, refs) for model_id in chosen], freed, lacking
+
     def verify(
         self,
         what: str | None = None,

@@ -13,7 +13,7 @@ from modelcache.store.eviction import Candidate
 from modelcache.store.garbage import GarbageReport
 from modelcache.store.store import Store
 
-__all__ = ["GarbageReport", "Usage", "collect_garbage", "reserve", "usage"]
+__all__ = ["GarbageReport", "Usage", "collect_garbage", "reserve", "usage", "would_evict"]
 
 RATE_UNKNOWN_BYTES_S: Final = 100e6  # an ordinary origin, where no pull was measured
 
@@ -43,6 +43,17 @@ def reserve(store: Store, need_bytes: int, *, keep: ModelId, now_s: float) -> li
             return _evict(store, must, wish, keep=keep, now_s=now_s)
     finally:
         store.empty_trash()
+
+
+def would_evict(store: Store, need_bytes: int, *, now_s: float) -> tuple[list[ModelId], int, int]:
+    """What `reserve` would evict for so many bytes more: models, bytes freed, bytes that lack.
+
+    Nothing is changed. Bytes still lack where even that is not enough.
+    """
+    with store.mutex(), files.translated(store.layout.root):
+        must, wish = _lacking(store, need_bytes, keep=ModelId(""))
+        chosen, gain = _chosen(store, wish, keep=ModelId(""), now_s=now_s)
+    return chosen, gain, max(0, must - gain)
 
 
 def collect_garbage(store: Store, *, now_s: float, partial_older_than_s: float) -> GarbageReport:
@@ -90,12 +101,7 @@ def _evict(store: Store, must: int, wish: int, *, keep: ModelId, now_s: float) -
 
     The caller has the mutex, and empties the trash.
     """
-    manifests = census.manifests(store)
-    under_way = {item.blob: item.size_bytes for item in partials.all_partials(store.layout)}
-    candidates = [_candidate(store, item, under_way) for item in manifests if item.model_id != keep]
-    protected = {blob for item in manifests if item.model_id == keep for blob in item.blobs()}
-    chosen = eviction.plan(candidates, need_bytes=wish, now_s=now_s, protected=protected)
-    gain = eviction.freed_bytes(candidates, chosen, protected)
+    chosen, gain = _chosen(store, wish, keep=keep, now_s=now_s)
     if gain < must:
         raise StoreFull(
             f"{_gb(must)} more room is needed and only {_gb(gain)} could be evicted; "
@@ -104,6 +110,16 @@ def _evict(store: Store, must: int, wish: int, *, keep: ModelId, now_s: float) -
     for model_id in chosen:
         store.drop_model(model_id)
     return chosen
+
+
+def _chosen(store: Store, wish: int, *, keep: ModelId, now_s: float) -> tuple[list[ModelId], int]:
+    """Models whose eviction frees `wish` bytes, or as many as may go; and what they free."""
+    manifests = census.manifests(store)
+    under_way = {item.blob: item.size_bytes for item in partials.all_partials(store.layout)}
+    candidates = [_candidate(store, item, under_way) for item in manifests if item.model_id != keep]
+    protected = {blob for item in manifests if item.model_id == keep for blob in item.blobs()}
+    chosen = eviction.plan(candidates, need_bytes=wish, now_s=now_s, protected=protected)
+    return chosen, eviction.freed_bytes(candidates, chosen, protected)
 
 
 def _candidate(store: Store, manifest: Manifest, under_way: dict[BlobId, int]) -> Candidate:

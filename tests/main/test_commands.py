@@ -153,6 +153,23 @@ def test_a_pinned_model_stays_until_it_is_unpinned_or_forced_out(shell: Shell, p
     assert shell.call("rm", pulled, "--force", "-q").code == 0
 
 
+def test_a_dry_run_says_what_would_go_and_lets_it_stay(shell: Shell, model: Path, pulled: str):
+    assert shell.call("gc", "--dry-run").err.startswith("0 models would be evicted")
+    quota = {"MODELCACHE_STORE_QUOTA_BYTES": "20MB"}
+    done = shell.call("gc", "--dry-run", "--need", "15MB", **quota)
+    assert done.out.startswith(pulled[:12])
+    assert "1 model would be evicted" in done.err
+    found = shell.call("gc", "--dry-run", "--need", "30MB", "--json", **quota).json
+    assert found["models"] == [{"model_id": pulled, "refs": [f"file://{model}"]}]
+    assert found["freed_bytes"] >= TOTAL
+    assert found["lacking_bytes"] > 0
+    assert shell.call("path", pulled).code == 0
+    shell.call("pin", pulled)
+    assert shell.call("gc", "--dry-run", "--need", "15MB", "--json", **quota).json["models"] == []
+    done = shell.call("gc", "--need", "1GB")
+    assert (done.code, "--dry-run" in done.complaint) == (2, True)
+
+
 def test_gc_of_a_tidy_store_frees_nothing(shell: Shell, pulled: str):
     del pulled
     assert shell.run("gc").err.startswith("freed 0 B")
