@@ -51,6 +51,7 @@ class Node:
             sub_path=asked.sub_path,
             priority=asked.priority,
             note=asked.note,
+            tenant=asked.tenant,
         )
         left_s = context.time_remaining()
         until_s = monotonic() + (WAIT_S if left_s is None else max(0.0, left_s - ANSWER_S))

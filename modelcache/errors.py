@@ -162,6 +162,12 @@ class StoreFull(StoreError):
     code = "store_full"
 
 
+class QuotaExceeded(StoreFull):
+    """A namespace may not have so many bytes of models on a node."""
+
+    code = "quota_exceeded"
+
+
 class StoreReadOnly(StoreError):
     """The store cannot be written, or not be used at all, by this user."""
 

@@ -37,6 +37,7 @@ class EventKind(StrEnum):
     RELEASED = "released"
     EXPIRED = "expired"
     EVICTED = "evicted"
+    REFUSED = "refused"
     DRAINING = "draining"
     STORE_TROUBLE = "store_trouble"
     PEER_QUARANTINED = "peer_quarantined"

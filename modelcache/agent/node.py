@@ -23,9 +23,10 @@ from modelcache.agent.desired import DESIRED_MAX, DesiredFolder, DesiredModel
 from modelcache.agent.engine import Engine
 from modelcache.agent.events import EventKind, EventLog
 from modelcache.agent.progressing import Stop, Wanted, status_of
+from modelcache.agent.quotas import Quotas
 from modelcache.agent.reviewing import Review
 from modelcache.agent.tally import Tally
-from modelcache.config import Settings, parse_priority_limits
+from modelcache.config import Settings, parse_priority_limits, parse_quotas
 from modelcache.domain.manifests import ModelId
 from modelcache.domain.members import Priority
 from modelcache.domain.refs import Ref
@@ -62,8 +63,9 @@ class Node:
             self._attempting,
             Arbiter(parse_priority_limits(settings.agent.priority_limits)),
             pulls_max=settings.agent.pulls_max,
-            chores=(self._expire, self._review.look),
+            chores=(self._expire, self._hold_to_quotas, self._review.look),
         )
+        self._quotas = Quotas(parse_quotas(settings.access.quotas))
         self._filing = threading.RLock()
         self.loaded = False
         """Whether what was wanted before the restart has been looked at."""
@@ -142,23 +144,28 @@ class Node:
         lease: str = LEASE_DEFAULT,
         ttl_s: float | None = None,
         note: str = "",
+        tenant: str = "",
         refresh: bool = False,
     ) -> DesiredModel:
         """Have a model brought here, and kept while it is wanted. Durable on return; idempotent.
 
         lease: the holder's name; a holder has one want for a ref, and the newer replaces the
-        older. ttl_s: how long it holds; None for until it is released. refresh: resolve the ref
-        anew even if the model is warm. Raises UsageError, Draining, StoreError.
+        older. ttl_s: how long it holds; None for until it is released. tenant: who is charged with
+        it. refresh: resolve the ref anew even if the model is warm. Raises UsageError, Draining,
+        QuotaExceeded, StoreError.
         """
-        check_want(lease, priority, ttl_s, note)
+        check_want(lease, priority, ttl_s, note, tenant)
+        given = Want(lease, int(priority), 0.0, None, note, tenant)
         with self._filing:
             if self.draining:
                 raise Draining(f"node {self.name} is draining and takes nothing new")
+            if tenant:
+                self._quotas.check(tenant, wanted_id(ref), self.statuses())
             known = self._known(ref)
             if known is None and len(self._board.wanted) >= DESIRED_MAX:
                 raise UsageError(f"{DESIRED_MAX} models are wanted already; release some first")
             before = known.desired if known else DesiredModel(ref)
-            desired = before.with_want(_want(before, lease, priority, ttl_s, note))
+            desired = before.with_want(_timed(before, given, ttl_s))
             if desired != before:
                 self._folder.save(desired)
             if known is None:
@@ -292,6 +299,15 @@ class Node:
             self._board.wanted[desired.wanted_id] = wanted
         self._review.take_up(wanted)
 
+    def _hold_to_quotas(self) -> None:
+        """Sizes become known after a want was let in. Raises StoreError."""
+        with self._filing:
+            excess = list(self._quotas.excess(self.statuses()))
+            for wanted, holder, _ in excess:
+                self.release_id(wanted, holder)
+        for wanted, holder, why in excess:
+            self.events.add(EventKind.REFUSED, wanted, lease=holder, message=why)
+
     def _expire(self) -> None:
         now_s = wall_clock_s()
         with self._board.changed:
@@ -312,9 +328,9 @@ class Node:
             )
 
 
-def _want(before: DesiredModel, lease: str, priority: int, ttl_s: float | None, note: str) -> Want:
+def _timed(before: DesiredModel, want: Want, ttl_s: float | None) -> Want:
     """The want as it will stand; one that was there keeps the time since when."""
     now_s = wall_clock_s()
-    since_s = next((want.since_s for want in before.wants if want.holder == lease), now_s)
+    known = (old.since_s for old in before.wants if old.holder == want.holder)
     expires_at_s = None if ttl_s is None else now_s + ttl_s
-    return Want(lease, int(priority), since_s, expires_at_s, note)
+    return replace(want, since_s=next(known, now_s), expires_at_s=expires_at_s)

@@ -138,7 +138,13 @@ class Volumes:
                 raise
             self._known[volume.volume_id] = volume
         if not borrowed:  # mounted, it waits for nothing: a newer version of it is not urgent
-            self._node.want(request.ref, priority=Priority.PREWARM, lease=request.lease)
+            self._node.want(
+                request.ref,
+                priority=Priority.PREWARM,
+                lease=request.lease,
+                note=request.note,
+                tenant=request.tenant,
+            )
         self._tell(EventKind.PUBLISHED, volume)
         return volume
 
@@ -210,6 +216,7 @@ class Volumes:
             priority=request.priority,
             lease=request.lease,
             note=request.note,
+            tenant=request.tenant,
             refresh=refresh,
         )
         return self._node.status(request.ref)

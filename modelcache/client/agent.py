@@ -164,6 +164,7 @@ class AgentClient:
             "sub_path": request.sub_path,
             "priority": int(request.priority),
             "note": request.note,
+            "tenant": request.tenant,
             "refresh": refresh,
             "credentials": dict(credentials or {}),
         }

@@ -46,14 +46,17 @@ from modelcache.config.loading import (
     override,
 )
 from modelcache.config.values import (
+    OTHERS,
     parse_duration,
     parse_priority_limits,
+    parse_quotas,
     parse_size,
 )
 
 __all__ = [
     "BLOCK_BYTES",
     "ENVIRONMENT_PREFIX",
+    "OTHERS",
     "AccessMode",
     "AccessSettings",
     "AgentSettings",
@@ -82,5 +85,6 @@ __all__ = [
     "override",
     "parse_duration",
     "parse_priority_limits",
+    "parse_quotas",
     "parse_size",
 ]

@@ -324,6 +324,8 @@ class AccessSettings:
     """Globs of refs that need no secret in the mode `pod`, such as `hf://meta-llama/*`."""
     keep_s: float = 600.0
     """How long it is believed that a secret may read a model."""
+    quotas: tuple[str, ...] = ()
+    """Lines `NAMESPACE: SIZE`: most bytes of models that its pods have here; `*` for others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from modelcache.config.groups import BLOCK_BYTES, AgentSettings, PeerSettings, Settings
-from modelcache.config.values import parse_priority_limits
+from modelcache.config.values import parse_priority_limits, parse_quotas
 from modelcache.domain.addresses import is_zone, parse_address, parse_member
 from modelcache.domain.listening import parse_listen
 from modelcache.domain.mirrors import parse_rewrites
@@ -63,6 +63,10 @@ def broken_rules(settings: Settings) -> Iterator[str]:
     except UsageError as error:
         yield error.message
     yield from _broken_agent_rules(settings.agent)
+    try:
+        parse_quotas(settings.access.quotas)
+    except InvalidConfig as error:
+        yield f"access.quotas: {error.message}"
     if not 0 <= settings.access.keep_s < math.inf:
         yield "access.keep_s must not be negative"
     if not 0 < settings.kubernetes.report_s < math.inf:

@@ -6,10 +6,13 @@ import re
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from modelcache.domain.wanted import PRIORITY_MAX
 from modelcache.errors import InvalidConfig
+
+OTHERS: Final = "*"
+_NAMESPACE: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 def parse_size(text: str) -> int:
@@ -47,6 +50,20 @@ def parse_priority_limits(lines: Iterable[str]) -> tuple[tuple[int, int], ...]:
             raise InvalidConfig(f"{line[:80]!r} would let nothing through; leave the line out")
         found[int(match[1])] = limit
     return tuple(sorted(found.items()))
+
+
+def parse_quotas(lines: Iterable[str]) -> dict[str, int]:
+    """`team-a: 500GB` as bytes by namespace; `*` stands for the others. Raises InvalidConfig."""
+    found: dict[str, int] = {}
+    for line in lines:
+        name, colon, size = line.partition(":")
+        if not colon or not (name.strip() == OTHERS or _NAMESPACE.fullmatch(name.strip())):
+            raise InvalidConfig(
+                f"{line[:80]!r} is not NAMESPACE: SIZE; write for example team-a: 500GB, and "
+                f"{OTHERS} for all others"
+            )
+        found[name.strip()] = parse_size(size)
+    return found
 
 
 def convert(value: Any, current: Any, where: str) -> Any:  # noqa: ANN401, PLR0911

@@ -26,13 +26,17 @@ _POD: Final = "csi.storage.k8s.io/pod."
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is to be mounted. refresh: resolve the ref anew. note: which pod it is for."""
+    """What is to be mounted. refresh: resolve the ref anew. note: which pod it is for.
+
+    tenant: the pod's namespace.
+    """
 
     ref: Ref
     sub_path: str
     priority: int
     refresh: bool
     note: str
+    tenant: str
 
 
 def parse(attributes: Mapping[str, str]) -> Asked:
@@ -55,6 +59,7 @@ def parse(attributes: Mapping[str, str]) -> Asked:
         priority=_priority(attributes.get("priority", "")),
         refresh=policy == "Always",
         note=_note(attributes),
+        tenant=attributes.get(f"{_POD}namespace", ""),
     )
 
 

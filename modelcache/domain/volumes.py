@@ -31,6 +31,7 @@ class VolumeRequest:
     sub_path: str = ""
     priority: int = Priority.MOUNTED
     note: str = ""
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         """Raises UsageError."""

@@ -20,6 +20,7 @@ LEASE_DEFAULT: Final = "user"
 PRIORITY_MAX: Final = 100
 NOTE_CHARACTERS_MAX: Final = 256
 WANTED_ID_DIGITS: Final = 16  # hex: two refs of one node do not meet in 64 bits
+_TENANT: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LEASE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}")
 
 
@@ -42,13 +43,17 @@ class ModelPhase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """One holder's wish. expires_at_s: seconds since the epoch; None for never."""
+    """One holder's wish. expires_at_s: seconds since the epoch; None for never.
+
+    tenant: who is charged with the model, such as a namespace; empty for nobody.
+    """
 
     holder: str
     priority: int
     since_s: float
     expires_at_s: float | None = None
     note: str = ""
+    tenant: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -64,6 +69,7 @@ class Want:
             since_s=float(plain["since_s"]),
             expires_at_s=None if expires is None else float(expires),
             note=str(plain["note"]),
+            tenant=str(plain.get("tenant", "")),
         )
 
 
@@ -149,7 +155,9 @@ def wanted_id(ref: Ref) -> str:
     return sha256(str(ref).encode()).hexdigest()[:WANTED_ID_DIGITS]
 
 
-def check_want(holder: str, priority: int, ttl_s: float | None, note: str) -> None:
+def check_want(
+    holder: str, priority: int, ttl_s: float | None, note: str, tenant: str = ""
+) -> None:
     """Refuse what cannot be a want. Raises UsageError."""
     if not _LEASE.fullmatch(holder):
         raise UsageError(
@@ -159,5 +167,7 @@ def check_want(holder: str, priority: int, ttl_s: float | None, note: str) -> No
         raise UsageError(f"priority {priority} is not between 0 and {PRIORITY_MAX}")
     if ttl_s is not None and not 0 < ttl_s < float("inf"):
         raise UsageError("a want's time to live must be more than 0 seconds")
+    if tenant and not _TENANT.fullmatch(tenant):
+        raise UsageError(f"tenant {tenant[:40]!r} is not a namespace's name")
     if len(note) > NOTE_CHARACTERS_MAX or not (note.isprintable()):
         raise UsageError(f"a note is one line of at most {NOTE_CHARACTERS_MAX} characters")

@@ -14,7 +14,7 @@ from lightkube import Client
 from lightkube.models.core_v1 import CSIVolumeSource, Volume
 from lightkube.resources.core_v1 import Event, Node, Pod
 
-from modelcache.config import KubernetesSettings, Settings
+from modelcache.config import AccessSettings, KubernetesSettings, Settings
 from modelcache.domain.refs import parse_ref
 from modelcache.domain.wanted import ModelPhase
 from modelcache.errors import NotInStore
@@ -177,6 +177,23 @@ def test_a_model_that_is_larger_than_the_nodes_quota_is_told(
             return events.get("ModelFailed") or events.get("ModelRetrying")
 
         assert "quota" in wait_until(told)
+
+
+def test_a_namespace_over_its_quota_is_told(
+    client: Client, plane: ControlPlane, chosen: Settings, node: str, models: Models
+):
+    del node
+    first, second = (str(ref_to(models.add(name), name)) for name in ("m", "n"))
+    limited = replace(chosen, access=AccessSettings(quotas=("default: 30MB",)))
+    with cluster_of(plane, limited) as agent:
+        make_pod(client, "p1", node=NODE, annotations={"modelcache.io/models": first})
+        wait_until(lambda: phase_of(agent, first) is ModelPhase.WARM)
+        make_pod(client, "p2", node=NODE, annotations={"modelcache.io/models": second})
+        told = wait_until(lambda: events_of(client, "p2").get("ModelRefused"))
+        assert "namespace default may have" in told
+        delete_pod(client, "p1")
+        wait_until(lambda: phase_of(agent, first) is None)
+        wait_until(lambda: phase_of(agent, second) is ModelPhase.WARM)
 
 
 def test_a_volume_that_the_pod_wrote_itself_is_fetched_too(

@@ -58,6 +58,7 @@ def models_routes(daemon: Daemon, closing: Closing) -> APIRouter:
             lease=request.lease,
             ttl_s=request.ttl_s,
             note=request.note,
+            tenant=request.tenant,
             refresh=request.refresh,
         )
         return wanted(node.status(ref))

@@ -81,6 +81,9 @@ class WantRequest(BaseModel):
         default=None, gt=0, description="Seconds until the want ends by itself."
     )
     note: str = Field(default="", max_length=NOTE_CHARACTERS_MAX, description="Why, for people.")
+    tenant: str = Field(
+        default="", max_length=63, description="Who is charged with it, such as a namespace."
+    )
     include: list[Glob] = Field(
         default=[], max_length=GLOBS_MAX, description="Only files that match one of these."
     )
@@ -100,6 +103,7 @@ class WantInfo(_Answer):
     since_s: float = Field(examples=[1760000000.0])
     expires_at_s: float | None = Field(examples=[1760003600.0])
     note: str = Field(examples=[""])
+    tenant: str = Field(examples=["team-a"])
 
 
 class WantedModel(_Answer):
@@ -158,6 +162,9 @@ class VolumeWanted(BaseModel):
     sub_path: str = Field(default="", max_length=3072, description="A folder of the model.")
     priority: int = Field(default=int(Priority.MOUNTED), ge=0, le=PRIORITY_MAX)
     note: str = Field(default="", max_length=NOTE_CHARACTERS_MAX, description="For whom.")
+    tenant: str = Field(
+        default="", max_length=63, description="Who is charged with it, such as a namespace."
+    )
     refresh: bool = Field(
         default=False, description="Resolve the ref anew before the volume is published."
     )

@@ -47,6 +47,7 @@ def volumes_routes(daemon: Daemon) -> APIRouter:
                 sub_path=request.sub_path,
                 priority=request.priority,
                 note=request.note,
+                tenant=request.tenant,
             ),
             refresh=request.refresh,
             credentials=request.credentials,

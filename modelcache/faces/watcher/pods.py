@@ -32,12 +32,16 @@ _OVER: Final = frozenset({"Succeeded", "Failed"})
 
 @dataclass(slots=True)
 class _Bound:
-    """A pod that runs here, or is about to. told: phase and time of each model's last event."""
+    """A pod that runs here, or is about to.
+
+    told: phase and time of each model's last event. asked_s: when a refused one was asked again.
+    """
 
     key: PodKey
     refs: tuple[Ref, ...]
     priority: int
     told: dict[str, tuple[ModelPhase, float]] = field(default_factory=dict)
+    asked_s: dict[str, float] = field(default_factory=dict)
 
 
 class PodWatcher:
@@ -112,6 +116,7 @@ class PodWatcher:
                 priority=bound.priority,
                 lease=_holder(bound.key.uid),
                 note=f"pod {bound.key.namespace}/{bound.key.name}"[:200],
+                tenant=bound.key.namespace,
             )
         except ModelcacheError as error:
             self._events.tell(Told(bound.key, "Warning", "ModelRefused", error.message))
@@ -145,8 +150,18 @@ class PodWatcher:
             for each in bound:
                 for ref in each.refs:
                     status = statuses.get(wanted_id(ref))
-                    if status is not None:
+                    holder = _holder(each.key.uid)
+                    if status is not None and any(w.holder == holder for w in status.wants):
                         self._report(each, status)
+                    else:
+                        self._ask_again(each, ref)
+
+    def _ask_again(self, bound: _Bound, ref: Ref) -> None:
+        """A want that was refused, now and then: there may be room for it by now."""
+        name, now_s = wanted_id(ref), monotonic()
+        if now_s - bound.asked_s.get(name, float("-inf")) >= PROGRESS_S:
+            bound.asked_s[name] = now_s
+            self._want(bound, ref)
 
     def _report(self, bound: _Bound, status: WantedStatus) -> None:
         now_s = monotonic()

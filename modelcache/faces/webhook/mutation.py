@@ -69,9 +69,7 @@ def _annotations(pod: Pod) -> Mapping[str, str]:
     return (pod.get("metadata") or {}).get("annotations") or {}
 
 
-def _volumes(
-    spec: Mapping[str, Any], wanted: list[Mount], asked: PodModels
-) -> Iterator[Operation]:
+def _volumes(spec: Mapping[str, Any], wanted: list[Mount], asked: PodModels) -> Iterator[Operation]:
     present = {
         volume["name"]: (place, volume) for place, volume in enumerate(spec.get("volumes") or ())
     }
