@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -33,6 +34,7 @@ from modelcache.faces.controller.controlling import Controlling
 from modelcache.faces.controller.leading import Leading
 from modelcache.faces.kubernetes import names
 from modelcache.faces.kubernetes.objects import ModelPrefetch, NodeModels, now_text
+from modelcache.faces.kubernetes.pods import models_of
 from modelcache.faces.watcher.cluster import Cluster
 from modelcache.faces.watcher.members import EndpointMembers
 from modelcache.faces.webhook.shared import SharedCertificates, Where, service_hosts
@@ -41,6 +43,7 @@ from tests.agent.nodes import Models, node_settings, ref_to
 from tests.cluster.installing import (
     BASE,
     CHART,
+    DAEMONSET,
     NAMESPACE,
     OVERLAY,
     TOKEN_SECRET,
@@ -61,6 +64,8 @@ from tests.servers.nginx import Nginx
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 NODES = ("i1", "i2")
+GUIDE = DAEMONSET.parent / "docs" / "kubernetes.md"
+CONTAINERFILE = DAEMONSET / "image" / "Containerfile"
 FOREIGN = {"Issuer", "Certificate", "PodMonitor", "ServiceMonitor"}
 CLASS = {"name": "llama", "parameters": {"model": "s3://models/llama"}}
 ALL = {
@@ -369,6 +374,42 @@ def test_an_overlay_changes_what_it_says(kubectl: Kubectl):
         None, _environment(by_key(objects)["DaemonSet", "modelcache-agent"], "agent")
     )
     assert settings.peers.token_file
+
+
+# What is written beside them
+
+
+def test_examples_of_the_guide_are_taken(kubectl: Kubectl):
+    blocks = re.findall(r"^```yaml\n(.*?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    found = [each for block in blocks for each in documents(block)]
+    kinds = {each["kind"] for each in found}
+    assert {"Pod", "PersistentVolume", "StorageClass", "ModelPrefetch", "Deployment"} <= kinds
+    for each in map(_without_kserve, found):
+        kubectl.apply([each], dry_run=True)
+        pod = (each.get("spec") or {}).get("template") or each
+        models_of(pod["metadata"].get("annotations") or {})
+
+
+def _without_kserve(found: Object) -> Object:
+    """An InferenceService as the pod that is made of it."""
+    if found["kind"] != "InferenceService":
+        return found
+    spec = found["spec"]["predictor"]
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": found["metadata"], "spec": spec}
+
+
+def test_the_image_has_the_user_that_the_chart_names_and_copies_what_is_there():
+    lines = CONTAINERFILE.read_text().replace("\\\n", " ").splitlines()
+    copies = [line.split()[1:-1] for line in lines if line.startswith("COPY ")]
+    sources = [name for names_ in copies for name in names_ if not name.startswith("--from")]
+    assert sources
+    root = CONTAINERFILE.parents[2]
+    assert all((root / name).exists() for name in sources if not name.startswith("/"))
+    (user,) = [line.split()[1] for line in lines if line.startswith("USER ")]
+    for found in rendered():
+        if found["kind"] == "Deployment":
+            context = found["spec"]["template"]["spec"]["securityContext"]
+            assert user == f"{context['runAsUser']}:{context['runAsGroup']}"
 
 
 # Helm's own way
