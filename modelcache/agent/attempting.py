@@ -133,6 +133,8 @@ class Attempting:
         board, now_s = self._board, monotonic()
         with board.changed:
             before, wanted.progress = wanted.progress, progress
+            if progress.sources:
+                wanted.sources = dict(progress.sources)
             phase = phase_of(progress)
             if phase is not wanted.phase:
                 wanted.phase = phase

@@ -259,9 +259,12 @@ class Fetching:
         now_s = monotonic()
         transfer = self._transfer
         stored = self._fetched_before + self._elsewhere_bytes
+        sources = {name: part.received_bytes for name, part in self.report.sources.items()}
         active: list[FileProgress] = []
         if transfer is not None:
             stored += transfer.stored_bytes()
+            for name, received in transfer.received().items():
+                sources[name] = sources.get(name, 0) + received
             active = [
                 FileProgress(job.file.path, job.file.size_bytes, job.stored_bytes)
                 for job in transfer.active()[:ACTIVE_MAX]
@@ -288,4 +291,5 @@ class Fetching:
             retries=self._retries + (transfer.retries if transfer else 0),
             hedges=self._hedges + (transfer.hedges if transfer else 0),
             active=tuple(active),
+            sources=sources,
         )

@@ -202,6 +202,14 @@ class Transfer:
         arriving = sum(worker.received_bytes for worker in list(self._workers))
         return self._small_bytes + large + arriving
 
+    def received(self) -> dict[str, int]:
+        """Bytes from each source so far; nothing any more once that is in the report."""
+        found: dict[str, int] = {}
+        for worker in list(self._workers):
+            for name, part in list(worker.reports.items()):
+                found[name] = found.get(name, 0) + part.received_bytes
+        return found
+
     def run(
         self,
         jobs: Sequence[BlobJob],
@@ -319,6 +327,7 @@ class Transfer:
         for worker in self._workers:
             self._report.workers.add(worker.times)
             self._merge(worker.reports)
+        self._workers = []
 
     def _merge(self, reports: dict[str, SourceReport]) -> None:
         for name, part in reports.items():

@@ -39,6 +39,7 @@ class Progress:
 
     present_bytes: what was on the node before. done_bytes: that and what came since.
     rate_bytes_s: over the last few seconds. active: files under way, largest first, at most 64.
+    sources: bytes received from each so far.
     """
 
     phase: Phase
@@ -55,6 +56,7 @@ class Progress:
     retries: int = 0
     hedges: int = 0
     active: tuple[FileProgress, ...] = ()
+    sources: Mapping[str, int] = field(default_factory=dict)
 
 
 ProgressCallback = Callable[[Progress], None]

@@ -52,6 +52,7 @@ def test_a_deadline_leaves_the_model_coming_and_tells_how_far_it_is(
         assert caught.value.code() is Code.ABORTED
     assert "GB of " in caught.value.details()
     assert "fetching" in caught.value.details()
+    assert "from the origin" in caught.value.details()
     (status,) = driver.agent.daemon.node.statuses()
     assert status.done_bytes > 0
     proxy.plan = lambda _: None
