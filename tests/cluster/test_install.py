@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,7 @@ def installed(client: Client, kubectl: Kubectl) -> Iterator[list[Object]]:
         for pod in client.list(Pod, namespace=namespace):
             delete_pod(client, str(pod.metadata.name), namespace)
         client.deletecollection(Event, namespace=namespace)
+    wait_until(lambda: not _then_gone(client, partial(_files, client), "p"))
     for name in NODES:
         remove(client, Node, name)
         remove(client, NodeModels, name)
@@ -415,18 +417,21 @@ def test_the_image_has_the_user_that_the_chart_names_and_copies_what_is_there():
 # Helm's own way
 
 
-def test_an_upgrade_keeps_the_token_and_an_uninstall_leaves_nothing(
+def test_an_upgrade_keeps_what_was_made_and_an_uninstall_leaves_nothing(
     client: Client, kubectl: Kubectl
 ):
     where = [f"--namespace={NAMESPACE}"]
     helm("install", "modelcache", str(CHART), *where, kubeconfig=kubectl.kubeconfig)
     try:
         before = client.get(Secret, TOKEN_SECRET, namespace=NAMESPACE).data
+        _trust(client, "Y2E=")
         helm(
             *("upgrade", "modelcache", str(CHART), "--set=logLevel=debug", *where),
             kubeconfig=kubectl.kubeconfig,
         )
         assert client.get(Secret, TOKEN_SECRET, namespace=NAMESPACE).data == before
+        (webhook,) = client.get(MutatingWebhookConfiguration, "modelcache").webhooks or []
+        assert webhook.clientConfig.caBundle == "Y2E="
         agents = client.get(DaemonSet, "modelcache-agent", namespace=NAMESPACE)
         assert "debug" in str(agents.spec)
         notes = helm("get", "notes", "modelcache", *where, kubeconfig=kubectl.kubeconfig)
@@ -662,15 +667,11 @@ def test_pods_may_not_ask_for_files_of_the_agents_container(
 def test_a_pod_from_before_a_policy_can_still_be_changed_and_deleted(
     client: Client, kubectl: Kubectl
 ):
-    def asked(name: str) -> str:
-        annotations = {names.MODELS: "file:///models/llama"}
-        return refusal(lambda: make_pod(client, name, annotations=annotations))
-
-    wait_until(lambda: not asked("old"))  # policies of other tests go a moment after them
+    assert not _files(client, "old")
     policies = [each for each in rendered() if key(each)[1] == "modelcache-file-refs"]
     kubectl.apply(policies)
     try:
-        wait_until(lambda: _then_gone(client, asked, "p"))
+        wait_until(lambda: _then_gone(client, partial(_files, client), "p"))
         change = {"metadata": {"labels": {"a": "b"}}}
         client.patch(Pod, "old", change, patch_type=PatchType.MERGE)
     finally:
@@ -777,6 +778,12 @@ def _labelled(pod: Pod, client: Client) -> None:
     client.patch(Pod, str(pod.metadata.name), change, patch_type=PatchType.MERGE)
 
 
+def _trust(client: Client, bundle: str) -> None:
+    """As the webhook has itself trusted."""
+    change = [{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle}]
+    client.patch(MutatingWebhookConfiguration, "modelcache", change, patch_type=PatchType.JSON)
+
+
 def _warm_label(client: Client, node: str) -> str | None:
     labels = client.get(Node, node).metadata.labels or {}
     return next((value for name, value in labels.items() if name.startswith("warm.")), None)
@@ -785,6 +792,12 @@ def _warm_label(client: Client, node: str) -> str | None:
 def _condition(found: Node | Pod, kind: str) -> str | None:
     conditions = found.status.conditions if found.status is not None else None
     return next((each.status for each in conditions or [] if each.type == kind), None)
+
+
+def _files(client: Client, name: str) -> str:
+    """Why a pod that asks for a folder of the agent's container cannot be made."""
+    annotations = {names.MODELS: "file:///models/llama"}
+    return refusal(lambda: make_pod(client, name, annotations=annotations))
 
 
 def _then_gone(client: Client, make: Callable[[str], str], given: str) -> str:
