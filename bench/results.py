@@ -351,8 +351,8 @@ def _swarm(runs: Sequence[Mapping[str, Any]]) -> str:
     return (
         "## Eight nodes on shaped links\n\n`python -m bench swarm`: agents in network namespaces, "
         "every link 200 Mbit/s each way, a model of 1 GiB in chunks of 4 MiB (an eighth of it "
-        "where nodes do not share). Ethernet, IP and TCP take 4.5 % of a link; the start of the "
-        "commands counts.\n\n" + _table(header, swarm.rows(runs))
+        "where nodes do not share). Ethernet, IP and TCP take 4.5 % of a link.\n\n"
+        + _table(header, swarm.rows(runs))
     )
 
 

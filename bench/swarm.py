@@ -1,15 +1,14 @@
 """Eight agents on hosts of their own, every link shaped alike, and the same in the simulator.
 
 Hosts are network namespaces on this machine (`tests/swarm/network.py`), the origin is nginx behind
-a link like everybody's. Times are from the first `prefetch` to the last node that is ready, the
-start of the commands included. Needs root.
+a link like everybody's. Times are from asking the first agent to the last node that is ready; the
+agents run before. Needs root.
 """
 
 from __future__ import annotations
 
-import subprocess
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,10 @@ from statistics import median
 from time import perf_counter, sleep
 from typing import Any, Final
 
+from modelcache.client import AgentClient
 from modelcache.domain.ranges import MIB
+from modelcache.domain.refs import parse_ref
+from modelcache.domain.wanted import ModelPhase, WantedStatus
 from modelcache.sim import ModelShape, NodeShape, OriginShape, Scenario, simulate
 from tests.servers.models import write_model
 from tests.swarm.hosts import Agent, Origin
@@ -111,7 +113,7 @@ def _scale_out_4(folder: Path) -> dict[str, Any]:
 
 def _scale_out(folder: Path, holders: int) -> dict[str, Any]:
     with fleet(folder, holders + 4, SIZE_BYTES) as hosts:
-        _ready([agent.prefetch(hosts.ref) for agent in hosts.agents[:holders]])
+        _ready(_ask(hosts, hosts.agents[:holders]))
         case = f"{holders} holder{'s' if holders > 1 else ''}, 4 new"
         return _timed(case, hosts, hosts.agents[holders:])
 
@@ -119,11 +121,10 @@ def _scale_out(folder: Path, holders: int) -> dict[str, Any]:
 def _killed(folder: Path) -> dict[str, Any]:
     with fleet(folder, NODES, SIZE_BYTES) as hosts:
 
-        def kill(asked: Sequence[subprocess.Popen[str]]) -> None:
+        def kill() -> None:
             while hosts.origin.sent_bytes < KILL_AT * hosts.size_bytes:
                 sleep(0.2)
             hosts.agents[-1].kill()
-            asked[-1].kill()
 
         return _timed("one killed half-way", hosts, hosts.agents, meanwhile=kill, lost=1)
 
@@ -133,22 +134,19 @@ def _timed(
     hosts: Fleet,
     agents: Sequence[Agent],
     *,
-    meanwhile: Callable[[Sequence[subprocess.Popen[str]]], None] | None = None,
+    meanwhile: Callable[[], None] | None = None,
     lost: int = 0,
 ) -> dict[str, Any]:
     """Have all of these fetch, the last `lost` of them in vain."""
     read = hosts.origin.sent_bytes
     sent = [hosts.network.sent_bytes(agent.host) for agent in hosts.agents]
     start_s = perf_counter()
-    asked = [agent.prefetch(hosts.ref) for agent in agents]
+    asked = _ask(hosts, agents)
     if meanwhile is not None:
-        thread = threading.Thread(target=meanwhile, args=(asked,))
-        thread.start()
-        thread.join()
+        meanwhile()
     _ready(asked[: len(asked) - lost])
     wall_s = perf_counter() - start_s
-    for each in asked[len(asked) - lost :]:
-        each.communicate()
+    wait(asked)
     size = hosts.size_bytes
     most = max(
         hosts.network.sent_bytes(agent.host) - before
@@ -164,11 +162,26 @@ def _timed(
     }
 
 
-def _ready(asked: Sequence[subprocess.Popen[str]]) -> None:
+def _ask(hosts: Fleet, agents: Sequence[Agent]) -> list[Future[WantedStatus]]:
+    """Over each agent's API, and wait there: a command for each would share these processors."""
+    ref = parse_ref(hosts.ref)
+
+    def have(agent: Agent) -> WantedStatus:
+        with AgentClient(str(agent.socket)) as client:
+            client.want(ref)
+            return client.wait(ref, WAIT_S)
+
+    pool = ThreadPoolExecutor(len(agents))
+    asked = [pool.submit(have, agent) for agent in agents]
+    pool.shutdown(wait=False)
+    return asked
+
+
+def _ready(asked: Sequence[Future[WantedStatus]]) -> None:
     for each in asked:
-        out, err = each.communicate(timeout=WAIT_S)
-        if each.returncode:
-            raise RuntimeError(f"a node did not get ready: {out}{err}")
+        status = each.result()
+        if status.phase is not ModelPhase.WARM:
+            raise RuntimeError(f"a node did not get ready: {status}")
 
 
 # The same, simulated
