@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from modelcache.agent.credentials import check_keys, environment_of
 from modelcache.config import AccessMode, Settings
+from modelcache.domain.reach import reaches_node
 from modelcache.domain.refs import Ref
 from modelcache.errors import (
     Forbidden,
@@ -39,6 +40,15 @@ Answered = tuple[float, tuple[type[ModelcacheError], str] | None]
 """Until when it holds, and what was refused and how."""
 
 
+def check_reach(settings: Settings, ref: Ref, tenant: str) -> None:
+    """Raise Forbidden where a tenant names what is its node's own. Nobody else is asked that."""
+    if tenant and not settings.access.local and reaches_node(ref):
+        raise Forbidden(
+            f"{ref.redacted()} names a file or an address of the node itself, which pods may not; "
+            "put the model where all nodes can read it"
+        )
+
+
 class Access:
     """Decides who may have a volume of what. Thread-safe."""
 
@@ -49,13 +59,14 @@ class Access:
         self._known: OrderedDict[bytes, Answered] = OrderedDict()
         self._lock = threading.Lock()
 
-    def check(self, ref: Ref, credentials: Mapping[str, str]) -> None:
+    def check(self, ref: Ref, credentials: Mapping[str, str], *, tenant: str = "") -> None:
         """Raise Forbidden unless a volume with these credentials may show the model.
 
         With credentials they must be good for it, whatever the policy; without, the policy decides.
         credentials: a secret's keys and values. Raises UsageError for keys that mean nothing,
         SourceUnavailable when the origin cannot be asked.
         """
+        check_reach(self._settings, ref, tenant)
         if not credentials:
             if self._policy.mode is AccessMode.NODE or self._is_shared(ref):
                 return

@@ -15,6 +15,7 @@ from dataclasses import replace
 from time import monotonic
 from typing import Final
 
+from modelcache.agent.access import check_reach
 from modelcache.agent.attempting import Attempting
 from modelcache.agent.board import Board
 from modelcache.agent.clock import wall_clock_s
@@ -51,6 +52,7 @@ class Node:
     def __init__(self, settings: Settings, engine: Engine, *, name: str) -> None:
         """name: this node's among others. Nothing is begun before `start`."""
         self.name = name
+        self._settings = settings
         self._engine = engine
         self._board = Board()
         self._folder = DesiredFolder(engine.store)
@@ -151,10 +153,11 @@ class Node:
 
         lease: the holder's name; a holder has one want for a ref, and the newer replaces the
         older. ttl_s: how long it holds; None for until it is released. tenant: who is charged with
-        it. refresh: resolve the ref anew even if the model is warm. Raises UsageError, Draining,
-        QuotaExceeded, StoreError.
+        it. refresh: resolve the ref anew even if the model is warm. Raises UsageError, Forbidden,
+        Draining, QuotaExceeded, StoreError.
         """
         check_want(lease, priority, ttl_s, note, tenant)
+        check_reach(self._settings, ref, tenant)
         given = Want(lease, int(priority), 0.0, None, note, tenant)
         with self._filing:
             if self.draining:

@@ -109,7 +109,7 @@ class Volumes:
             known = self._known.get(request.volume_id)
             if known is not None:
                 return self._again(known, request)
-        self._access.check(request.ref, credentials or {})
+        self._access.check(request.ref, credentials or {}, tenant=request.tenant)
         model_id = self._borrowed(request.ref) if credentials else None
         borrowed = model_id is not None
         if model_id is None:

@@ -324,6 +324,8 @@ class AccessSettings:
     """Globs of refs that need no secret in the mode `pod`, such as `hf://meta-llama/*`."""
     keep_s: float = 600.0
     """How long it is believed that a secret may read a model."""
+    local: bool = False
+    """Whether pods may name files and addresses of the node itself, where others' secrets are."""
     quotas: tuple[str, ...] = ()
     """Lines `NAMESPACE: SIZE`: most bytes of models that its pods have here; `*` for others."""
 

@@ -40,7 +40,7 @@ def serve(parts: Assembled, log: Log, notifier: Notifier) -> None:
 async def _serve(parts: Assembled, log: Log, notifier: Notifier) -> None:
     daemon = parts.daemon
     ending = asyncio.Event()
-    _on_signals(ending.set)
+    on_signals(ending.set)
     try:
         async with serving(parts.faces, parts.closing):
             # Probes are answered from here on; a large store takes a moment to open.
@@ -72,7 +72,7 @@ async def _serve(parts: Assembled, log: Log, notifier: Notifier) -> None:
     log.info("agent_stopped")
 
 
-def _on_signals(end: Callable[[], None]) -> None:
+def on_signals(end: Callable[[], None]) -> None:
     """The first signal ends in order; the second does what it does to any other process."""
     loop = asyncio.get_running_loop()
 

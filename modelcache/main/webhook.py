@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +177,8 @@ def _check(flags: _Flags) -> None:
 
 
 def _run(flags: _Flags, log: Any) -> None:  # noqa: ANN401 - structlog's loggers have no one type
+    import asyncio  # noqa: PLC0415 - half of what any command would take to start
+
     from modelcache.faces.kubernetes.connect import connect  # noqa: PLC0415 - see the package
     from modelcache.faces.webhook.life import Webhook  # noqa: PLC0415
     from modelcache.faces.webhook.mutation import Choices  # noqa: PLC0415
@@ -196,10 +197,12 @@ def _run(flags: _Flags, log: Any) -> None:  # noqa: ANN401 - structlog's loggers
 
 
 async def _serve(made: Webhook, listener: socket.socket, linger_s: float) -> None:
-    from modelcache.main.serving import _on_signals  # noqa: PLC0415
+    import asyncio  # noqa: PLC0415 - see above
+
+    from modelcache.main.serving import on_signals  # noqa: PLC0415
 
     ending = asyncio.Event()
-    _on_signals(ending.set)
+    on_signals(ending.set)
     await made.run(listener, ending, linger_s)
 
 

@@ -21,8 +21,9 @@ from struct import pack
 from time import perf_counter
 from typing import Final
 
+from modelcache.domain.reach import is_link_local
 from modelcache.domain.targets import HttpTarget, ProxyAddress, TlsIdentity
-from modelcache.errors import SourceRefused, SourceUnavailable
+from modelcache.errors import Forbidden, SourceRefused, SourceUnavailable
 
 HEAD_BYTES_MAX: Final = 64 << 10  # generous: nginx and S3 send under 2 KiB
 ERROR_BODY_BYTES_MAX: Final = 64 << 10
@@ -179,6 +180,7 @@ class HttpConnection:
         address = (proxy.host, proxy.port) if proxy else (target.host, target.port)
         plain = socket.create_connection(address, timeout=timeout_s)
         try:
+            _check_peer(plain, address[0])
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if not target.tls:
                 return plain
@@ -325,6 +327,12 @@ class HttpConnection:
 
 
 _contexts: dict[str | None, ssl.SSLContext] = {}
+
+
+def _check_peer(connected: socket.socket, host: str) -> None:
+    """Refuse addresses at which clouds tell machines their secrets, whatever name led there."""
+    if is_link_local(str(connected.getpeername()[0])):
+        raise Forbidden(f"{host} is a link-local address, which no origin has")
 
 
 def _tls_context(ca_file: str | None) -> ssl.SSLContext:

@@ -64,7 +64,7 @@ def test_lines_that_are_no_quotas_are_refused(line: str):
 
 @pytest.fixture
 def chosen(tmp_path: Path) -> Settings:
-    access = AccessSettings(quotas=("team-a: 30MB",))
+    access = AccessSettings(local=True, quotas=("team-a: 30MB",))
     return replace(node_settings(tmp_path / "store"), access=access)
 
 

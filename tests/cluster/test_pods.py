@@ -42,7 +42,11 @@ NODE = "gpu-1"
 @pytest.fixture
 def chosen(tmp_path: Path) -> Settings:
     base = node_settings(tmp_path / "store", node=NODE, socket=tmp_path / "a.sock", listen="")
-    return replace(base, kubernetes=KubernetesSettings(enabled=True, report_s=0.1))
+    return replace(
+        base,
+        access=AccessSettings(local=True),  # origins of tests are on this machine
+        kubernetes=KubernetesSettings(enabled=True, report_s=0.1),
+    )
 
 
 @contextmanager
@@ -179,12 +183,33 @@ def test_a_model_that_is_larger_than_the_nodes_quota_is_told(
         assert "quota" in wait_until(told)
 
 
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "file:///var/lib/kubelet/pods/",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://localhost:9870/v1/status",
+        "s3://bucket/m?endpoint=http://127.0.0.1:9000",
+    ],
+)
+def test_pods_cannot_reach_into_their_node(
+    client: Client, plane: ControlPlane, chosen: Settings, node: str, ref: str
+):
+    del node
+    with cluster_of(plane, replace(chosen, access=AccessSettings())) as agent:
+        make_pod(client, "p1", node=NODE, annotations={"modelcache.io/models": ref})
+        assert "of the node itself" in wait_until(
+            lambda: events_of(client, "p1").get("ModelRefused")
+        )
+        assert agent.daemon.node.statuses() == []
+
+
 def test_a_namespace_over_its_quota_is_told(
     client: Client, plane: ControlPlane, chosen: Settings, node: str, models: Models
 ):
     del node
     first, second = (str(ref_to(models.add(name), name)) for name in ("m", "n"))
-    limited = replace(chosen, access=AccessSettings(quotas=("default: 30MB",)))
+    limited = replace(chosen, access=AccessSettings(local=True, quotas=("default: 30MB",)))
     with cluster_of(plane, limited) as agent:
         make_pod(client, "p1", node=NODE, annotations={"modelcache.io/models": first})
         wait_until(lambda: phase_of(agent, first) is ModelPhase.WARM)

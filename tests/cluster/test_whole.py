@@ -72,6 +72,7 @@ class Commands:
             f"--socket={self.socket(node)}",
             "--listen=",
             MODELCACHE_AGENT_VOLUME_ROOTS=str(self.pods),
+            MODELCACHE_ACCESS_LOCAL="true",
             MODELCACHE_KUBERNETES_ENABLED="true",
             MODELCACHE_KUBERNETES_KUBECONFIG=str(self.kubeconfig),
             MODELCACHE_KUBERNETES_REPORT_S="0.2",
