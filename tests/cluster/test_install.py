@@ -27,7 +27,7 @@ from lightkube.resources.coordination_v1 import Lease
 from lightkube.resources.core_v1 import Event, Namespace, Node, Pod, Secret
 from lightkube.types import PatchType
 
-from modelcache.config import KubernetesSettings, load_settings
+from modelcache.config import AccessSettings, KubernetesSettings, load_settings
 from modelcache.domain.addresses import EVERYWHERE
 from modelcache.domain.refs import parse_ref
 from modelcache.domain.wanted import wanted_id
@@ -463,6 +463,7 @@ def test_an_agent_can_do_its_work_with_its_account(  # noqa: PLR0917 - a fixture
     del installed
     node = NODES[0]
     base = node_settings(tmp_path / "store", node=node, socket=tmp_path / "a.sock", listen="")
+    base = replace(base, access=AccessSettings(local=True))  # the origin is on this machine
     models = Models(web[0].url, web[1])
     ref = str(ref_to(models.add("m"), "m"))
     log = _Log()
