@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from modelcache.errors import UsageError
-from modelcache.main.app import Config, Json, Store, app, say, settings_for
+from modelcache.main.app import (
+    Config,
+    Json,
+    LogFormat,
+    LogLevel,
+    Store,
+    app,
+    say,
+    settings_for,
+)
 
 if TYPE_CHECKING:
     from modelcache.agent.events import Event
@@ -43,13 +52,8 @@ def agent(  # noqa: PLR0917 - one parameter for each option
     pulls: Annotated[
         int | None, typer.Option("--pulls", metavar="N", help="Most models fetched at once.")
     ] = None,
-    log_format: Annotated[
-        str | None, typer.Option("--log-format", metavar="json|console", help="How to log.")
-    ] = None,
-    log_level: Annotated[
-        str | None,
-        typer.Option("--log-level", metavar="debug|info|warning|error", help="What to log."),
-    ] = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
     *,
     check_config: Annotated[
         bool, typer.Option("--check-config", help="Print the settings, or what is wrong; and end.")

@@ -71,6 +71,13 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="Configuration file.", show_default=False),
 ]
+LogFormat = Annotated[
+    str | None, typer.Option("--log-format", metavar="json|console", help="How to log.")
+]
+LogLevel = Annotated[
+    str | None,
+    typer.Option("--log-level", metavar="debug|info|warning|error", help="What to log."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result.")]
 What = Annotated[

@@ -12,22 +12,13 @@ import typer
 
 from modelcache.errors import UsageError
 from modelcache.main.app import Json, app, say
+from modelcache.main.wanting import Agent
 
 if TYPE_CHECKING:
     from modelcache.client import AgentClient
 
 SOCKET: Final = Path("/csi/csi.sock")
 NODE_VARIABLE: Final = "MODELCACHE_AGENT_NODE"
-
-Agent = Annotated[
-    str | None,
-    typer.Option(
-        "--agent",
-        metavar="SOCKET|URL",
-        help="Agent to ask; default: this node's.",
-        show_default=False,
-    ),
-]
 
 
 @app.command()

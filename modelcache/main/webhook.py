@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from modelcache.errors import UsageError
-from modelcache.main.app import app, settings_for
+from modelcache.main.app import LogFormat, LogLevel, app, settings_for
 
 if TYPE_CHECKING:
     import socket
@@ -89,13 +89,8 @@ def webhook(  # noqa: PLR0917 - one parameter for each option
     linger: Annotated[
         str, typer.Option("--linger", metavar="5s", help="Answer so long after SIGTERM.")
     ] = f"{LINGER_S:.0f}s",
-    log_format: Annotated[
-        str | None, typer.Option("--log-format", metavar="json|console", help="How to log.")
-    ] = None,
-    log_level: Annotated[
-        str | None,
-        typer.Option("--log-level", metavar="debug|info|warning|error", help="What to log."),
-    ] = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
     *,
     self_signed: Annotated[
         bool, typer.Option("--self-signed", help="Make certificates, and have them trusted.")

@@ -5,32 +5,20 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
-import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from modelcache.errors import InvalidConfig
+from modelcache.faces.answering import Server, configuration
 
 BACKLOG: Final = 128
-CONNECTIONS_MAX: Final = 512  # more are answered 503; an API server keeps a few open
 # Longer than API servers keep a connection that nobody uses (90 s in Go), so that it is they who
 # close it, and no review is sent into a connection that is being closed.
 KEEP_ALIVE_S: Final = 120
-LAST_ANSWERS_S: Final = 5
-HEAD_BYTES_MAX: Final = 32 << 10
-
-
-class _Server(uvicorn.Server):
-    """One that leaves signals to who runs it."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Nothing is captured."""
-        yield
 
 
 class _Connection(H11Protocol):
@@ -66,23 +54,10 @@ async def serving(
     app: ASGIApp, listener: socket.socket, context: ssl.SSLContext
 ) -> AsyncIterator[None]:
     """Answer while entered; at the end, finish what is being answered."""
-    configuration = uvicorn.Config(
-        app,
-        http=_Connection,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        limit_concurrency=CONNECTIONS_MAX,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=LAST_ANSWERS_S,
-        h11_max_incomplete_event_size=HEAD_BYTES_MAX,
-    )
-    configuration.load()
-    configuration.ssl = context  # its own options know files only, read once
-    server = _Server(configuration)
+    settings = configuration(app, http=_Connection, keep_alive_s=KEEP_ALIVE_S)
+    settings.load()
+    settings.ssl = context  # its own options know files only, read once
+    server = Server(settings)
     # A connection that comes before it has begun waits in the socket's backlog.
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
