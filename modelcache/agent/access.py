@@ -10,7 +10,6 @@ import hmac
 import json
 import secrets
 import subprocess
-import sys
 import tempfile
 import threading
 from collections import OrderedDict
@@ -20,7 +19,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
-from modelcache.agent.credentials import check_keys, environment_of
+from modelcache.agent.credentials import check_keys, command_for, environment_of
 from modelcache.config import AccessMode, Settings
 from modelcache.domain.reach import reaches_node
 from modelcache.domain.refs import Ref
@@ -115,12 +114,9 @@ class Access:
 
 
 def _run(ref: Ref, folder: Path, environment: Mapping[str, str]) -> dict[str, Any]:
-    nothing = folder / "config.toml"
-    nothing.touch()
-    command = [sys.executable, "-m", "modelcache.main", "access", "--json", f"--config={nothing}"]
     try:
-        done = subprocess.run(  # noqa: S603 - ourselves; the ref cannot be an option
-            [*command, "--", str(ref)],
+        done = subprocess.run(  # noqa: S603 - ourselves
+            command_for(folder, "access", ref),
             env=environment,
             cwd=folder,
             stdin=subprocess.DEVNULL,

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from modelcache.agent.credentials import environment_of, text_of
+from modelcache.agent.credentials import command_for, environment_of
 from modelcache.config import Settings
 from modelcache.domain.manifests import ModelId
 from modelcache.domain.refs import Ref
@@ -114,16 +113,9 @@ class Borrowing:
     def _pull(self, ref: Ref, credentials: Mapping[str, str], pull: _Pull) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="modelcache-secret-") as name:
             folder = Path(name)
-            nothing = folder / "config.toml"
-            nothing.touch()
-            environment = environment_of(self._settings, credentials, folder)
-            for group in _GROUPS:
-                for field in fields(getattr(self._settings, group)):
-                    value = text_of(getattr(getattr(self._settings, group), field.name))
-                    environment[f"MODELCACHE_{group}_{field.name}".upper()] = value
-            arguments = ["pull", "--json", "--quiet", f"--config={nothing}", "--", str(ref)]
-            with subprocess.Popen(  # noqa: S603 - ourselves; the ref cannot be an option
-                [sys.executable, "-m", "modelcache.main", *arguments],
+            environment = environment_of(self._settings, credentials, folder, groups=_GROUPS)
+            with subprocess.Popen(  # noqa: S603 - ourselves
+                command_for(folder, "pull", ref),
                 env=environment,
                 cwd=folder,
                 stdin=subprocess.DEVNULL,

@@ -7,12 +7,14 @@ find better credentials by itself.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
 from modelcache.config import Settings
+from modelcache.domain.refs import Ref
 from modelcache.errors import UsageError
 
 SECRET_BYTES_MAX: Final = 64 << 10
@@ -60,10 +62,25 @@ def check_keys(credentials: Mapping[str, str]) -> None:
             raise UsageError(f"the volume's secret has no usable value under {key!r}")
 
 
+def command_for(folder: Path, command: str, ref: Ref) -> list[str]:
+    """The command line of a process of ours about a ref, which reads no configuration file."""
+    nothing = folder / "config.toml"
+    nothing.touch()
+    ours = [sys.executable, "-m", "modelcache.main", command]
+    return [*ours, "--json", f"--config={nothing}", "--", str(ref)]  # a ref is never an option
+
+
 def environment_of(
-    settings: Settings, credentials: Mapping[str, str], folder: Path
+    settings: Settings,
+    credentials: Mapping[str, str],
+    folder: Path,
+    *,
+    groups: Collection[str] = (),
 ) -> dict[str, str]:
-    """The variables. credentials: as `check_keys` lets pass. folder: only ours to read."""
+    """The variables. credentials: as `check_keys` lets pass. folder: only ours to read.
+
+    groups: of the settings, that are told whole.
+    """
     environment = {
         "HOME": str(folder),
         "XDG_CONFIG_HOME": str(folder),
@@ -75,7 +92,7 @@ def environment_of(
         for either in (name, name.lower()):
             if either in os.environ:
                 environment[either] = os.environ[either]
-    environment |= dict(_reaching(settings))
+    environment |= dict(_told(settings, groups))
     for number, (key, value) in enumerate(credentials.items()):
         if key in VARIABLES:
             environment[VARIABLES[key]] = value.strip()
@@ -87,17 +104,16 @@ def environment_of(
     return environment
 
 
-def _reaching(settings: Settings) -> Iterator[tuple[str, str]]:
-    for name, wanted in _SETTINGS.items():
+def _told(settings: Settings, groups: Collection[str]) -> Iterator[tuple[str, str]]:
+    for name in {*_SETTINGS, *groups}:
         group = getattr(settings, name)
         for field in fields(group):
-            if field.name in wanted:
-                text = text_of(getattr(group, field.name))
+            if name in groups or field.name in _SETTINGS[name]:
+                text = _text(getattr(group, field.name))
                 yield f"MODELCACHE_{name}_{field.name}".upper(), text
 
 
-def text_of(value: object) -> str:
-    """A setting as its variable has it."""
+def _text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return "\n".join(value) if isinstance(value, tuple) else str(value)
