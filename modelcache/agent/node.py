@@ -11,6 +11,7 @@ their files; the board's lock is held for moments.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic
 from typing import Final
@@ -162,7 +163,7 @@ class Node:
         with self._filing:
             if self.draining:
                 raise Draining(f"node {self.name} is draining and takes nothing new")
-            if tenant:
+            if self._quotas.limit(tenant) is not None:
                 self._quotas.check(tenant, wanted_id(ref), self.statuses())
             known = self._known(ref)
             if known is None and len(self._board.wanted) >= DESIRED_MAX:
@@ -203,6 +204,16 @@ class Node:
             EventKind.RELEASED, wanted, ref=known.desired.ref.redacted(), lease=lease or ""
         )
         return True
+
+    def release_where(self, stale: Callable[[str, Want], bool]) -> bool:
+        """End every want for which `stale(wanted id, want)` holds; False if there was none."""
+        found = [
+            (status.wanted_id, want.holder)
+            for status in self.statuses()
+            for want in status.wants
+            if stale(status.wanted_id, want)
+        ]
+        return sum(self.release_id(wanted, holder) for wanted, holder in found) > 0
 
     def _reduce(self, known: Wanted, after: DesiredModel) -> None:
         """Fewer want it now, or nobody. The caller has `_filing`."""
@@ -304,6 +315,8 @@ class Node:
 
     def _hold_to_quotas(self) -> None:
         """Sizes become known after a want was let in. Raises StoreError."""
+        if not self._quotas.limits:
+            return
         with self._filing:
             excess = list(self._quotas.excess(self.statuses()))
             for wanted, holder, _ in excess:

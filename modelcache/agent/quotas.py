@@ -24,12 +24,12 @@ class Quotas:
 
     def __init__(self, limits: Mapping[str, int]) -> None:
         """limits: bytes by tenant; under `OTHERS` for those not named."""
-        self._limits = limits
+        self.limits = limits
         self._sizes: OrderedDict[str, int] = OrderedDict()
 
     def check(self, tenant: str, wanted_id: str, statuses: Iterable[WantedStatus]) -> None:
         """Raise QuotaExceeded if a tenant may not want one more model."""
-        limit = self._limit(tenant)
+        limit = self.limit(tenant)
         if limit is None:
             return
         mine = {
@@ -47,7 +47,7 @@ class Quotas:
         """Wants that must go, now that sizes are known: wanted id, holder, and why."""
         tenants = {want.tenant for status in statuses for want in status.wants if want.tenant}
         for tenant in sorted(tenants):
-            limit = self._limit(tenant)
+            limit = self.limit(tenant)
             if limit is None:
                 continue
             mine = [s for s in statuses if any(want.tenant == tenant for want in s.wants)]
@@ -63,10 +63,11 @@ class Quotas:
                         why = _refusal(tenant, limit, held, size_bytes)
                         yield status.wanted_id, want.holder, why
 
-    def _limit(self, tenant: str) -> int | None:
+    def limit(self, tenant: str) -> int | None:
+        """Bytes that a tenant may have; None where nobody has said."""
         if not tenant:
             return None
-        return self._limits.get(tenant, self._limits.get(OTHERS))
+        return self.limits.get(tenant, self.limits.get(OTHERS))
 
     def _size(self, status: WantedStatus) -> int:
         if status.total_bytes:

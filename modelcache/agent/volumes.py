@@ -23,7 +23,7 @@ from modelcache.domain.manifests import ModelId
 from modelcache.domain.members import Priority
 from modelcache.domain.refs import Ref
 from modelcache.domain.volumes import Volume, VolumeRequest, check_volume, lease_of, progress_line
-from modelcache.domain.wanted import ModelPhase, WantedStatus
+from modelcache.domain.wanted import ModelPhase, Want, WantedStatus
 from modelcache.errors import (
     Forbidden,
     ModelcacheError,
@@ -78,12 +78,13 @@ class Volumes:
 
     def release_stale(self) -> None:
         """Want nothing for volumes that are not there any more; after the node has begun."""
-        for status in self._node.statuses():
-            for want in status.wants:
-                kind, _, volume_id = want.holder.partition("/")
-                mounted = volume_id in self._known
-                if kind == "volume" and not mounted and want.priority < Priority.MOUNTED:
-                    self._node.release_id(status.wanted_id, want.holder)
+        known = {lease_of(volume_id) for volume_id in self._known}
+
+        def stale(_: str, want: Want) -> bool:
+            ours = want.holder.startswith(lease_of(""))
+            return ours and want.holder not in known and want.priority < Priority.MOUNTED
+
+        self._node.release_where(stale)
 
     def volumes(self) -> list[Volume]:
         """All that are published, by id."""
@@ -164,7 +165,7 @@ class Volumes:
             if volume is not None:
                 self._store.drop_volume(volume)
                 del self._known[volume_id]
-        released = self._release(volume_id)
+        released = self._node.release_where(lambda _, want: want.holder == lease_of(volume_id))
         if volume is not None:
             self._tell(EventKind.UNPUBLISHED, volume)
         return found or released or volume is not None
@@ -264,13 +265,6 @@ class Volumes:
         with suppress(OSError):
             target.rmdir()
         return found
-
-    def _release(self, volume_id: str) -> bool:
-        released = False
-        for status in self._node.statuses():
-            if any(want.holder == lease_of(volume_id) for want in status.wants):
-                released |= self._node.release_id(status.wanted_id, lease_of(volume_id))
-        return released
 
     def _check_target(self, target: str) -> None:
         """Raises Forbidden for a place outside the roots, links followed."""

@@ -135,10 +135,10 @@ class PodWatcher:
         """Pods that went while nobody watched."""
         with self._lock:
             known = {_holder(uid) for uid in self._bound}
-        for status in self._node.statuses():
-            for want in status.wants:
-                if want.holder.startswith(f"{HOLDER}/") and want.holder not in known:
-                    self._node.release_id(status.wanted_id, want.holder)
+        ours = _holder("")
+        self._node.release_where(
+            lambda _, want: want.holder.startswith(ours) and want.holder not in known
+        )
 
     # What is told of them
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.node import Node
 from modelcache.config import parse_duration
 from modelcache.domain.refs import Ref, parse_ref
-from modelcache.domain.wanted import wanted_id
+from modelcache.domain.wanted import Want, wanted_id
 from modelcache.errors import ModelcacheError, UsageError
 from modelcache.faces.kubernetes.informer import Informer, Log
 from modelcache.faces.kubernetes.objects import ModelPrefetch, seconds_of
@@ -108,32 +108,40 @@ class PrefetchWatcher:
         with self._turn:
             node = self._nodes.get(self._name)
             labels = (node.metadata.labels if node is not None and node.metadata else None) or {}
+            present = {
+                (status.wanted_id, want.holder): want
+                for status in self._node.statuses()
+                for want in status.wants
+            }
             kept: set[tuple[str, str]] = set()
             for item in self._objects.items():
-                self._guarded(item, lambda one: kept.update(self._want(one, labels)))
-            for status in self._node.statuses():
-                for want in status.wants:
-                    mine = want.holder.startswith(f"{HOLDER}/")
-                    if mine and (status.wanted_id, want.holder) not in kept:
-                        self._node.release_id(status.wanted_id, want.holder)
+                try:
+                    kept |= self._want(item, labels, present)
+                except ModelcacheError as error:  # no matter to the others; its status tells
+                    self._tell(item, error)
+            self._node.release_where(
+                lambda wanted, want: (
+                    want.holder.startswith(f"{HOLDER}/") and (wanted, want.holder) not in kept
+                )
+            )
 
-    def _want(self, item: Mapping[str, Any], labels: Mapping[str, str]) -> set[tuple[str, str]]:
-        """Want one object's models; which wants it has."""
+    def _want(
+        self,
+        item: Mapping[str, Any],
+        labels: Mapping[str, str],
+        present: Mapping[tuple[str, str], Want],
+    ) -> set[tuple[str, str]]:
+        """Want one object's models; which wants it has. present: wants that there are."""
         wanted = declared(item)
         holder = f"{HOLDER}/{wanted.name}"[:128]
         left_s = None if wanted.expires_at_s is None else wanted.expires_at_s - wall_clock_s()
         if not wanted.is_for(self._name, labels) or (left_s is not None and left_s <= 0):
             return set()
         found = set()
-        known = {
-            (status.wanted_id, want.holder): want
-            for status in self._node.statuses()
-            for want in status.wants
-        }
         for ref in wanted.refs:
             key = (wanted_id(ref), holder)
             found.add(key)
-            before = known.get(key)
+            before = present.get(key)
             if before is None or before.priority != wanted.priority:
                 self._node.want(
                     ref,
@@ -144,14 +152,10 @@ class PrefetchWatcher:
                 )
         return found
 
-    def _guarded(self, item: Mapping[str, Any], use: Callable[[Mapping[str, Any]], None]) -> None:
-        """What one object says wrong is no matter to the others; its status tells."""
-        try:
-            use(item)
-        except ModelcacheError as error:
-            if self._log is not None:
-                name = _of(item["metadata"], "name")
-                self._log.warning("prefetch_refused", name=name, message=error.message)
+    def _tell(self, item: Mapping[str, Any], error: ModelcacheError) -> None:
+        if self._log is not None:
+            name = _of(item["metadata"], "name")
+            self._log.warning("prefetch_refused", name=name, message=error.message)
 
 
 def _of(metadata: Any, name: str) -> str:  # noqa: ANN401 - of a dict or of an ObjectMeta
