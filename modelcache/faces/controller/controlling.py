@@ -30,7 +30,6 @@ from modelcache.faces.watcher.prefetches import declared
 
 ROUND_S: Final = 0.5  # least time between two rounds: changes come in bursts
 IDLE_S: Final = 10.0  # a round without news: time limits pass, and agents fall silent
-SYNC_S: Final = 60.0
 
 
 class Controlling:
@@ -65,14 +64,10 @@ class Controlling:
         for informer in informers:
             informer.start()
         try:
-            until_s = monotonic() + SYNC_S
             while not over.is_set():
-                known = all(each.wait_synced(0) for each in informers)
-                if known or monotonic() > until_s:
+                if all(each.wait_synced(0) for each in informers):
                     self._news.clear()
-                    if known:
-                        self.look()
-                    until_s = monotonic() + SYNC_S
+                    self.look()
                 over.wait(ROUND_S)
                 self._wait_for_news(over)
         finally:
