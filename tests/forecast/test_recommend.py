@@ -1,0 +1,131 @@
+"""What is recommended, against numbers worked out by hand and properties that must hold."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelcache.errors import UsageError
+from modelcache.forecast.demand import Sample, growths, quantile, rate_between, slope
+from modelcache.forecast.recommend import (
+    Costs,
+    ScaleUp,
+    hot_spares,
+    lead_time_load,
+    recommended_replicas,
+    replicas_for,
+    scale_up_cost,
+    warm_slots_wanted,
+)
+
+COSTS = Costs(late=9, idle=1)
+
+
+def steady(rate, count=100, every_s=10.0):
+    return [Sample(index * every_s, rate) for index in range(count)]
+
+
+def test_no_demand_input_gives_no_recommendation():
+    assert recommended_replicas([], horizon_s=60, costs=COSTS, per_replica=2) is None
+
+
+def test_steady_demand_needs_what_it_needs():
+    samples = steady(24.0)
+    assert recommended_replicas(samples, horizon_s=60, costs=COSTS, per_replica=2) == 12
+
+
+def test_demand_that_ended_needs_nothing_however_it_grew_before():
+    samples = [*[Sample(i, float(i)) for i in range(100)], Sample(100, 0.0)]
+    assert recommended_replicas(samples, horizon_s=10, costs=COSTS, per_replica=1) == 0
+
+
+def test_short_history_goes_by_its_slope():
+    samples = [Sample(i, 10 + 0.5 * i) for i in range(10)]  # 14.5 now, 30 more in a minute
+    assert recommended_replicas(samples, horizon_s=60, costs=COSTS, per_replica=1) == 45
+
+
+def test_longer_lead_times_never_need_fewer_on_a_ramp():
+    samples = [Sample(i * 10.0, 5 + 0.1 * i) for i in range(200)]
+    found = [
+        recommended_replicas(samples, horizon_s=horizon, costs=COSTS, per_replica=1)
+        for horizon in (10, 60, 300, 600)
+    ]
+    assert found == sorted(found)
+    assert found[0] < found[-1]
+
+
+def test_the_level_is_the_cheapest_in_expectation():
+    """The newsvendor's claim, by brute force over a made-up history of growths."""
+    chance = random.Random(7)
+    samples, rate = [], 100.0
+    for index in range(400):
+        rate = max(0.0, rate + chance.gauss(0, 4))
+        samples.append(Sample(float(index), rate))
+    changes = [max(0.0, each) for each in growths(samples, 20)]
+    costs = Costs(late=5, idle=1)
+    chosen = recommended_replicas(samples, horizon_s=20, costs=costs, per_replica=1)
+
+    def cost(replicas):
+        needs = [samples[-1].rate + each for each in changes]
+        return sum(5 * max(0, need - replicas) + max(0, replicas - need) for need in needs)
+
+    cheapest = min(range(300), key=cost)
+    assert abs(chosen - cheapest) <= 1
+
+
+@given(st.floats(0, 1e6), st.floats(0.01, 1e3))
+def test_recommended_replicas_carry_the_rate_and_one_fewer_would_not(rate, per_replica):
+    count = replicas_for(rate, per_replica)
+    if count < 100_000:
+        assert count * per_replica >= rate * (1 - 1e-6) - 1e-6 * per_replica
+        assert count == 0 or (count - 1) * per_replica < rate
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.floats(0.01, 1))
+def test_a_quantile_covers_its_share_and_no_smaller_value_does(values, level):
+    found = quantile(values, level)
+    assert sum(each <= found for each in values) >= level * len(values) - 1e-6
+    assert sum(each < found for each in values) < level * len(values)
+
+
+@pytest.mark.parametrize("costs", [Costs(0, 1), Costs(1, 0), Costs(-1, 2), Costs(math.inf, 1)])
+def test_costs_that_mean_nothing_are_refused(costs):
+    with pytest.raises(UsageError):
+        _ = costs.level
+
+
+def test_a_capacity_of_nothing_is_refused():
+    for wrong in (0, -1, math.nan, math.inf):
+        with pytest.raises(UsageError):
+            replicas_for(1, wrong)
+
+
+def test_a_counter_that_began_anew_counts_from_zero():
+    assert rate_between(100, 120, 10) == 2
+    assert rate_between(100, 30, 10) == 3
+    assert rate_between(1, 2, 0) is None
+
+
+def test_slope_is_of_the_window_alone():
+    samples = [*steady(50, 100, 1.0), *[Sample(100 + i, 50 + 2 * i) for i in range(60)]]
+    assert slope(samples, 60) == pytest.approx(2)
+    assert slope([], 60) == slope(samples[:1], 60) == 0
+
+
+def test_load_looks_ahead_by_the_lead_time_and_never_down():
+    assert lead_time_load(10, 0.5, 60, 20) == 2
+    assert lead_time_load(10, -0.5, 60, 20) == 0.5
+
+
+def test_spares_count_what_is_on_its_way_in_time():
+    assert hot_spares(10, 6, 3) == 1
+    assert hot_spares(10, 12, 0) == 0
+    assert warm_slots_wanted(16, 10) == 6
+
+
+def test_scale_up_within_warm_places_reads_nothing():
+    assert scale_up_cost(3, 3, 140, warm_s=5, cold_s=90) == ScaleUp(0, 5)
+    assert scale_up_cost(4, 3, 140, warm_s=5, cold_s=90) == ScaleUp(140, 90)
+    assert scale_up_cost(0, 3, 140, warm_s=5, cold_s=90) == ScaleUp(0, 0.0)
