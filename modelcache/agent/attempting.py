@@ -150,6 +150,10 @@ class Attempting:
             tells = progress.total_bytes > 0 and now_s - attempt.told_s >= PROGRESS_EVERY_S
             if tells:
                 attempt.told_s = now_s
+        if progress.phase is Phase.TRANSFERRING and not wanted.control.paused:
+            board.measuring.moved(wanted.wanted_id, progress.sources, now_s)
+        else:
+            board.measuring.rests(wanted.wanted_id, now_s)
         began = before is None or before.phase is Phase.RESOLVING
         if began and progress.phase is not Phase.RESOLVING:
             self._resolved(wanted, progress)
@@ -208,6 +212,9 @@ class Attempting:
         self._end(wanted, attempt, "warm", wanted.settle_warm)
         if report is not None and snapshot.fetched_bytes:
             self._board.tally.received(wanted.sources)
+            self._board.measuring.wrote(
+                snapshot.fetched_bytes, report.workers.writing_s, report.connections_peak
+            )
         self._board.events.add(
             EventKind.WARM,
             wanted.wanted_id,
@@ -272,6 +279,7 @@ class Attempting:
     ) -> None:
         """The attempt is over; one nobody wants any more is forgotten."""
         self._board.tally.ended(result, monotonic() - attempt.started_s)
+        self._board.measuring.rests(wanted.wanted_id, monotonic())
         with self._board.changed:
             wanted.attempt = None
             settle()

@@ -12,6 +12,7 @@ from typing import Final
 
 from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.events import EventLog
+from modelcache.agent.measuring import Measuring
 from modelcache.agent.progressing import Wanted
 from modelcache.agent.tally import Tally
 from modelcache.planner.arbiter import ArbiterEvent
@@ -27,6 +28,7 @@ class Board:
         self.wanted: dict[str, Wanted] = {}
         self.events = EventLog(wall_clock_s)
         self.tally = Tally()
+        self.measuring = Measuring()
         self.arbiter_events: deque[ArbiterEvent] = deque(maxlen=ARBITER_EVENTS_MAX)
         self.draining = False
         self.closing = False

@@ -24,6 +24,7 @@ from modelcache.agent.deciding import TICK_S, Deciding
 from modelcache.agent.desired import DESIRED_MAX, DesiredFolder, DesiredModel
 from modelcache.agent.engine import Engine
 from modelcache.agent.events import EventKind, EventLog
+from modelcache.agent.measuring import Measuring
 from modelcache.agent.progressing import Stop, Wanted, status_of
 from modelcache.agent.quotas import Quotas
 from modelcache.agent.reviewing import Review
@@ -82,6 +83,11 @@ class Node:
     def tally(self) -> Tally:
         """Sums for metrics."""
         return self._board.tally
+
+    @property
+    def measuring(self) -> Measuring:
+        """How fast its sources and its disk are."""
+        return self._board.measuring
 
     @property
     def draining(self) -> bool:

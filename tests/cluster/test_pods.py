@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 from lightkube import Client
@@ -32,7 +33,7 @@ from tests.cluster.support import (
 )
 from tests.faces.http.agents import Running, running_faces
 from tests.servers.control_plane import ControlPlane
-from tests.servers.faults import held_from
+from tests.servers.faults import Fault, held_from, never
 from tests.servers.nginx import Nginx
 
 pytestmark = pytest.mark.cluster
@@ -110,6 +111,27 @@ def test_a_pod_that_is_bound_has_its_models_fetched_and_says_so(
     assert told == f"{parse_ref(ref).redacted()} is warm"
     delete_pod(client, "p1")
     wait_until(lambda: phase_of(agent, ref) is None)
+
+
+def test_what_is_missing_and_how_fast_it_comes_is_told_of_the_node(
+    client: Client, agent: Running, models: Models
+):
+    proxy = models.add("m", 12 << 20)
+    proxy.plan = lambda request: Fault(bytes_s=1 << 20) if request.span else None
+    ref = str(ref_to(proxy, "m"))
+    make_pod(client, "p1", node=NODE, annotations={"modelcache.io/models": ref})
+
+    def told() -> dict[str, Any]:
+        found = [each for each in client.list(NodeModels) if each.metadata.name == NODE]
+        status: dict[str, Any] = (found[0].get("status") or {}) if found else {}
+        return status
+
+    wait_until(lambda: told().get("rates", {}).get("originBytesPerSecond"))
+    wait_until(lambda: 0 < told()["models"][0].get("missingBytes", 0) < 12 << 20)
+    proxy.plan = never
+    wait_until(lambda: phase_of(agent, ref) is ModelPhase.WARM)
+    wait_until(lambda: told()["models"][0]["missingBytes"] == 0)
+    assert told()["rates"]["diskBytesPerSecond"] > 0
 
 
 def test_first_bytes_are_fetched_within_a_second_of_binding(

@@ -16,6 +16,7 @@ from lightkube.resources.core_v1 import Node as KubernetesNode
 from lightkube.types import PatchType
 
 from modelcache.agent.daemon import Daemon
+from modelcache.agent.measuring import ALL_ORIGINS, DISK, PEERS
 from modelcache.domain.volumes import progress_line
 from modelcache.domain.wanted import ModelPhase, WantedStatus
 from modelcache.faces import units
@@ -27,6 +28,11 @@ MODELS_MAX: Final = 500
 QUIET_S: Final = 60.0  # an update is sent at least so often
 STORED_EVERY_S: Final = 10.0  # looking through a store of many models takes a while
 MESSAGE_MAX: Final = 300
+_RATES: Final = {
+    "originBytesPerSecond": ALL_ORIGINS,
+    "peerBytesPerSecond": PEERS,
+    "diskBytesPerSecond": DISK,
+}
 
 
 class Reporting:
@@ -108,8 +114,16 @@ class Reporting:
                 "used": units.size(used),
                 "free": units.size(free),
             },
+            "rates": self._rates(),
             "models": models[:MODELS_MAX],
         }
+
+    def _rates(self) -> dict[str, int]:
+        """Bytes a second, of what was measured since the agent began."""
+        measured = {
+            field: self._daemon.node.measuring.bytes_s(name) for field, name in _RATES.items()
+        }
+        return {field: round(rate) for field, rate in measured.items() if rate is not None}
 
     def _stored_models(self) -> list[dict[str, Any]]:
         at_s, models = self._stored
@@ -122,6 +136,7 @@ class Reporting:
                     "percent": 100,
                     "totalBytes": model.size_bytes,
                     "doneBytes": model.size_bytes,
+                    "missingBytes": 0,
                     "holders": 0,
                 }
                 for model in self._daemon.engine.models()
@@ -177,6 +192,10 @@ def _wanted(status: WantedStatus) -> dict[str, Any]:
         "holders": len(status.wants),
         "message": "" if status.phase is ModelPhase.WARM else progress_line(status)[:MESSAGE_MAX],
     }
+    if status.phase is ModelPhase.WARM:
+        model["missingBytes"] = 0
+    elif status.total_bytes:
+        model["missingBytes"] = max(0, status.total_bytes - status.done_bytes)
     if status.eta_s is not None:
         model["etaSeconds"] = round(status.eta_s)
     return model
