@@ -9,12 +9,14 @@ What fetches is imported when something is fetched: a warm pull is over before t
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
+from modelcache.agent.arriving import Arriving
 from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.snapshot import Snapshot
 from modelcache.config import Settings
@@ -80,6 +82,7 @@ class Engine:
         self.settings = settings
         self.store = Store.open(settings.store, write=write)
         self.peers: Peers | None = None  # other nodes, where there are any
+        self.arriving = Arriving(self.store)  # what is being fetched, for who reads it already
         self._lock = threading.Lock()
         self._shared_by_all: Shared | None = None
 
@@ -106,14 +109,16 @@ class Engine:
         progress: ProgressCallback | None = None,
         cancel: threading.Event | None = None,
         control: Control | None = None,
+        resolved: Callable[[Manifest], None] | None = None,
     ) -> Snapshot:
         """Make the model warm and return its snapshot.
 
         A model resolved less than `max_age_s` ago (default: the settings') and warm is returned
         without asking the origin, unless `refresh`. progress: called about ten times a second, in
-        this thread. control: who steers it while it runs. Raises ModelcacheError; Cancelled after
-        `cancel` is set. Whatever happens, finished chunks are kept and the next call goes on from
-        there.
+        this thread. control: who steers it while it runs. resolved: called, unless the model is
+        warm, when it is known what comes and before anything does. Raises ModelcacheError;
+        Cancelled after `cancel` is set. Whatever happens, finished chunks are kept and the next
+        call goes on from there.
         """
         if not self.store.writable:
             raise StoreReadOnly(f"store {self.store.layout.root} was opened for reading")
@@ -124,7 +129,7 @@ class Engine:
         from modelcache.agent.pulling import pull_from_any  # noqa: PLC0415 - see the module
         from modelcache.agent.surroundings import Surroundings  # noqa: PLC0415
 
-        around = Surroundings(self.shared(), self.peers, control)
+        around = Surroundings(self.shared(), self.peers, control, self.arriving, resolved)
         return pull_from_any(self.settings, self.store, ref, progress, cancel, around=around)
 
     def shared(self) -> Shared:

@@ -84,22 +84,26 @@ class Fetching:
             self._phase = Phase.TRANSFERRING
             self._samples.clear()  # what came before is no part of the present rate
             with self._small_blobs() as small:
-                peers = self.around.peers
+                around = self.around.peers
                 transfer = Transfer(
                     self.settings.transfer,
                     small,
                     self._writer,
                     self.report,
                     shared=self.around.shared,
-                    me=peers.me if peers else NOBODY,
+                    me=around.me if around else NOBODY,
                 )
                 self._transfer = transfer
                 try:
-                    with self._steered(transfer), self._shared(transfer, pending) as introduce:
+                    with (
+                        self._steered(transfer),
+                        self._readable(transfer, pending, small) as readers,
+                        self._shared(transfer, pending) as peers,
+                    ):
                         transfer.run(
                             pending,
                             assemblies=self._parts(pending),
-                            introduce=introduce,
+                            introduce=_both(readers, peers),
                             tick=self._tick,
                             cancel=self._cancel,
                         )
@@ -127,6 +131,17 @@ class Fetching:
             yield
         finally:
             detach()
+
+    @contextmanager
+    def _readable(
+        self, transfer: Transfer, jobs: Sequence[BlobJob], small: SmallBlobs
+    ) -> Iterator[Callable[[], None] | None]:
+        """Let readers of this node have what comes, and say what they need first."""
+        if self.around.arriving is None:
+            yield None
+            return
+        with self.around.arriving.joined(transfer, jobs, small) as introduce:
+            yield introduce
 
     @contextmanager
     def _shared(
@@ -293,3 +308,17 @@ class Fetching:
             active=tuple(active),
             sources=sources,
         )
+
+
+def _both(
+    first: Callable[[], None] | None, second: Callable[[], None] | None
+) -> Callable[[], None] | None:
+    """One after the other; None where there is neither."""
+    if first is None or second is None:
+        return first or second
+
+    def both() -> None:
+        first()
+        second()
+
+    return both

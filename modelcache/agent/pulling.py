@@ -127,6 +127,8 @@ class Pull(Fetching):
             missing = self._missing(manifest)
             self._need_bytes = sum(file.size_bytes for file in missing)
             self._make_room(manifest, missing)
+            if self.around.resolved is not None:
+                self.around.resolved(manifest)
             self._add_empty(missing)
             transfer_s = monotonic()
             self.fetch([file for file in missing if file.size_bytes], source)

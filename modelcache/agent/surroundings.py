@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from modelcache.agent.arriving import Arriving
 from modelcache.config import Settings
 from modelcache.domain.manifests import Manifest
 from modelcache.domain.members import NodeId, Priority
@@ -70,11 +71,14 @@ class Peers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """See the module. peers: None on a node that has none."""
+    """See the module. peers: None on a node that has none. Whatever `resolved` raises ends it."""
 
     shared: Shared
     peers: Peers | None = None
     control: Control | None = None
+    arriving: Arriving | None = None  # where it says what it brings, for readers
+    resolved: Callable[[Manifest], None] | None = None
+    """Called when it is known what is to come, the model is protected, and nothing is asked for."""
 
     @property
     def priority(self) -> int:

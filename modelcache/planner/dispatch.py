@@ -9,6 +9,7 @@ from modelcache.domain.manifests import BlobId
 from modelcache.planner.board import Board
 from modelcache.planner.events import Fetch, SourceId
 from modelcache.planner.lots import ORIGIN
+from modelcache.planner.readers import Readers
 from modelcache.planner.state import BlobState, SourceState
 
 
@@ -18,6 +19,7 @@ class Dispatch:
     def __init__(self, board: Board) -> None:
         self._board = board
         self._limits = board.limits
+        self.readers = Readers(board, self)
 
     def next(self, now_s: float) -> Fetch | None:
         """The next attempt, or None: nothing waits, or nobody may be asked now.
@@ -31,10 +33,12 @@ class Dispatch:
             return None
         gathering = now_s < board.gathering_until_s
         fetch = self._next_urgent(now_s) if not gathering else None
+        fetch = fetch or self.readers.next_awaited(now_s)
         if fetch is not None or board.paused:
             return fetch
         return (
-            self._next_audit(now_s)
+            self.readers.next_soon(now_s)
+            or self._next_audit(now_s)
             or self._next_small(now_s, share=True)
             or self._next_large(now_s)
             or self._next_share(now_s)

@@ -179,12 +179,21 @@ class PeerLeft:
     source: SourceId
 
 
+class Waiter(StrEnum):
+    """Who wants a chunk before its turn."""
+
+    PEER = "peer"  # expects it from us
+    READER = "reader"  # waits for it on this node, whoever gives it
+    SOON = "soon"  # a reader is about to want it: before all that nobody reads
+
+
 @dataclass(frozen=True, slots=True)
 class ChunkWanted:
-    """A peer waits for a chunk that it expects from us: it goes before our own."""
+    """Somebody waits for a chunk: it goes before what nobody waits for."""
 
     blob: BlobId
     chunk: int
+    waiter: Waiter = Waiter.PEER
 
 
 @dataclass(frozen=True, slots=True)

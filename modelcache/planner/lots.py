@@ -80,6 +80,12 @@ class Lots:
             return self._lots[ORIGIN].holds(chunk)
         return self._where[chunk] is not None
 
+    def lot_of(self, chunk: int) -> SourceId:
+        """The lot that a waiting chunk stands in."""
+        where = self._where[chunk] if self._assign is not None else ORIGIN
+        assert where is not None, "it waits"  # noqa: S101
+        return where
+
     def take(self, source: SourceId, most: int) -> tuple[int, int]:
         """Remove and return the first run of a lot, cut to `most`. The lot must not be empty."""
         first, end = self._lots[source].take(most)

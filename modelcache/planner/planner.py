@@ -59,6 +59,7 @@ from modelcache.planner.events import (
     SourceId,
     SwarmEvent,
     TimerDue,
+    Waiter,
     Wake,
     peer_of,
     peer_source,
@@ -132,7 +133,7 @@ class Planner:
             case PeerLeft(source):
                 self._swarm.left(source)
             case ChunkWanted():
-                self._swarm.wanted(event)
+                self._on_wanted(event)
             case ChunkAudited():
                 self._on_audited(event, now_s, actions)
             case Doubted():
@@ -143,6 +144,12 @@ class Planner:
             case OriginCapped(connections, until_s):
                 self._board.origin_connections = connections
                 self._board.origins_rest_until_s = until_s
+
+    def _on_wanted(self, event: ChunkWanted) -> None:
+        if event.waiter is Waiter.PEER:
+            self._swarm.wanted(event)
+        else:
+            self._dispatch.readers.wanted(event)
 
     def _on_paused(self, actions: list[Action], *, paused: bool) -> None:
         self._board.paused = paused

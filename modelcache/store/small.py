@@ -46,6 +46,7 @@ class SmallBlobs:
         self._chunk_bytes = chunk_bytes
         self._guard = threading.Lock()
         self._staged: dict[BlobId, bool] = {}  # whether the receipt is a file of its own
+        self._whole: set[BlobId] = set()  # written and checked, staged or committed
         self._staged_bytes = 0
         self._folders: set[str] = set()
         self._folder = ""
@@ -71,10 +72,24 @@ class SmallBlobs:
                 return  # a hedge and its twin both brought it
         with self._guard:
             self._staged[blob] = apart
+            self._whole.add(blob)
             self._staged_bytes += size
             full = len(self._staged) >= GROUP_BLOBS_MAX or self._staged_bytes >= GROUP_BYTES_MAX
         if full:
             self.commit()
+
+    def open_staged(self, blob: BlobId) -> int | None:
+        """A descriptor of a blob that waits for its commit, for whoever cannot wait with it.
+
+        None for one that is not whole yet, or visible already. What it says was checked, but a
+        power cut may still take it.
+        """
+        with self._guard:
+            if not self._folder or blob not in self._whole:
+                return None
+            with suppress(FileNotFoundError):
+                return os.open(blob, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder_fd)
+        return None
 
     def commit(self) -> None:
         """Make everything staged so far durable, then visible.

@@ -128,6 +128,9 @@ class Transfer:
         self.on_throttled: Callable[[float | None], None] | None = None
         self.on_news: Callable[[], None] | None = None  # peers should hear; under the lock
         self.on_stored: Callable[[BlobJob], None] | None = None  # a large blob is published
+        # For those who read what comes: something more of it is here, or may have been wrong.
+        self.on_here: Callable[[], None] | None = None
+        self.on_doubt: Callable[[BlobJob], None] | None = None
         self._settings = settings
         self._planner = Planner(limits, me)
         self._pool = pool
@@ -529,6 +532,7 @@ class Transfer:
     def _chunk_stored(self, attempt: AttemptId, job: BlobJob, chunk: int) -> None:
         with self._changed:
             self._feed(ChunkStored(attempt, job.file.blob, chunk))
+        self._tell_readers()
 
     def _chunk_audited(self, attempt: AttemptId, job: BlobJob, chunk: int, same: bool) -> None:
         with self._changed:
@@ -546,6 +550,11 @@ class Transfer:
             self._feed(BatchStored(attempt, tuple(job.file.blob for job in jobs)))
             if not self._unfinished:
                 self._changed.notify_all()
+        self._tell_readers()
+
+    def _tell_readers(self) -> None:
+        if self.on_here is not None:
+            self.on_here()
 
     def _open_writer(self, job: BlobJob) -> BlobWriter:
         with job.opening:
@@ -596,6 +605,7 @@ class Transfer:
             self._let_go(job)
         if self.on_stored is not None:
             self.on_stored(job)
+        self._tell_readers()
 
     def _finish_member(self, job: BlobJob, assembly: AssemblyCheck) -> None:
         """Nothing of an assembly is published before all of it is here and its checksum holds."""
@@ -614,6 +624,8 @@ class Transfer:
 
     def _doubt(self, job: BlobJob, bad: list[int], what: str) -> None:
         """Chunks are bad, or some of them: those that peers gave are looked at first."""
+        if self.on_doubt is not None:
+            self.on_doubt(job)
         with self._changed:
             job.error = damaged(what)
             self._note(f"{what}: up to {len(bad)} chunks of {job.file.path} are fetched again")

@@ -178,6 +178,16 @@ class BlobJob:
             self._changed.wait_for(lambda: self._closed or chunks <= self._served, wait_s)
             return not self._closed and chunks <= self._served
 
+    def has(self, span: ByteRange) -> bool:
+        """Whether all chunks of `span` are stored, each as its hash or its origin says."""
+        with self._changed:
+            return self._done.issuperset(self.grid.covering(span))
+
+    def missing(self, span: ByteRange) -> list[int]:
+        """Chunks of `span` that are not stored."""
+        with self._changed:
+            return [chunk for chunk in self.grid.covering(span) if chunk not in self._done]
+
     def unserved(self, span: ByteRange) -> list[int]:
         """Chunks of `span` that others may not have yet."""
         with self._changed:
