@@ -10,6 +10,7 @@ Everything is loaded when it is first used: importing this package costs nothing
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,9 +20,18 @@ if TYPE_CHECKING:
 
     from modelcache.agent import Engine, ProgressCallback, Snapshot
     from modelcache.config import Settings
+    from modelcache.loader import iter_tensors, load
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "Snapshot", "__version__", "load_settings", "pull"]
+__all__ = [
+    "Engine",
+    "Snapshot",
+    "__version__",
+    "iter_tensors",
+    "load",
+    "load_settings",
+    "pull",
+]
 
 
 def pull(
@@ -70,6 +80,9 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands fo
         from modelcache import agent  # noqa: PLC0415
 
         return getattr(agent, name)
+    if name in {"iter_tensors", "load"}:
+        # By name: the package imports nothing above what it is imported by.
+        return getattr(import_module("modelcache.loader"), name)
     if name == "load_settings":
         from modelcache.config import load_settings  # noqa: PLC0415
 

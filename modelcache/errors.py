@@ -50,6 +50,18 @@ class NotInStore(UsageError):
     exit_code = 1
 
 
+class UnsupportedDtype(UsageError):
+    """A tensor's type, or the type it should become, is not one of the library's."""
+
+    code = "unsupported_dtype"
+
+
+class NoDevice(UsageError):
+    """The device that tensors should go to is not there."""
+
+    code = "no_device"
+
+
 class SourceUnavailable(ModelcacheError):
     """A source failed in a way that time or another source may heal: retry elsewhere."""
 
@@ -148,6 +160,15 @@ class DigestMismatch(CorruptData):
     """The checksum the origin published is not the checksum of what arrived."""
 
     code = "digest_mismatch"
+
+
+class BadTensors(CorruptData):
+    """A file of tensors contradicts itself or its index: nothing of it is used.
+
+    Where it matches its origin's checksum, it is bad there.
+    """
+
+    code = "bad_tensors"
 
 
 class StoreError(ModelcacheError):

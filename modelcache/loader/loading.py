@@ -1,0 +1,251 @@
+"""`load` and `iter_tensors`: from a model to tensors.
+
+It joins what the other modules know: which files, which bytes, which memory, which library.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from modelcache.errors import BadTensors, NotFound, UsageError
+from modelcache.loader.frameworks import Framework, framework_named
+from modelcache.loader.header import (
+    PREFIX_BYTES,
+    Header,
+    header_bytes,
+    parse_header,
+    shown,
+)
+from modelcache.loader.index import INDEX_BYTES_MAX, SUFFIX, Shards, find_shards
+from modelcache.loader.local import LocalFile
+from modelcache.loader.plan import Region, regions
+from modelcache.loader.reading import Filled, Reader, Reading
+from modelcache.loader.slicing import AxisRule, Choice, Part, chosen
+
+WINDOW_BYTES: Final = 128 << 20  # memory that is only passed through: two regions
+THREADS_MAX: Final = 64
+
+
+class Order(StrEnum):
+    """Which tensor comes next."""
+
+    FILE = "file"
+    ARRIVAL = "arrival"
+
+
+class TensorFile(Reader, Protocol):
+    """A file of tensors, opened."""
+
+    @property
+    def size_bytes(self) -> int:
+        """All of it."""
+        ...
+
+    def head(self, start: int, size_bytes: int) -> bytes:
+        """A few bytes, such as a header."""
+        ...
+
+    def close(self) -> None:
+        """Close. Idempotent."""
+        ...
+
+
+class Model(Protocol):
+    """A model whose tensors are wanted, wherever it is."""
+
+    def names(self) -> Sequence[str]:
+        """Its files, relative."""
+        ...
+
+    def small(self, name: str) -> bytes:
+        """All of a small file."""
+        ...
+
+    def open(self, name: str) -> TensorFile:
+        """One of its files of tensors."""
+        ...
+
+    def complete(self) -> None:
+        """Called when every tensor was given: raises what makes the model worthless after all."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is held. Idempotent."""
+        ...
+
+
+class Folder:
+    """A directory of this machine, or a single file."""
+
+    def __init__(self, path: Path, *, direct: bool) -> None:
+        """Raises NotFound."""
+        self._direct = direct
+        self._root = path.parent if path.is_file() else path
+        self._only = [path.name] if path.is_file() else None
+        if not path.exists():
+            raise NotFound(f"{path} is not there")
+
+    def names(self) -> Sequence[str]:
+        """See Model."""
+        if self._only is not None:
+            return self._only
+        found = []
+        for folder, _, files in os.walk(self._root):
+            at = Path(folder).relative_to(self._root)
+            found += [str(at / name) for name in files if name.endswith((SUFFIX, ".json"))]
+        return found
+
+    def small(self, name: str) -> bytes:
+        """See Model. Raises BadTensors for one that is not small."""
+        file = LocalFile(self._root / name, direct=False)
+        try:
+            if file.size_bytes > INDEX_BYTES_MAX:
+                raise BadTensors(f"{name} has {file.size_bytes} bytes, which is no index")
+            return file.head(0, file.size_bytes)
+        finally:
+            file.close()
+
+    def open(self, name: str) -> TensorFile:
+        """See Model."""
+        return LocalFile(self._root / name, direct=self._direct)
+
+    def complete(self) -> None:
+        """See Model: what is here is here."""
+
+    def close(self) -> None:
+        """See Model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How tensors are wanted. threads: that read at once; None for as many as pay.
+
+    window_bytes: how much may be read ahead of whoever consumes; None for all.
+    """
+
+    framework: Framework
+    choice: Choice
+    order: Order
+    files: tuple[str, ...] = ()
+    threads: int | None = None
+    window_bytes: int | None = None
+
+    def whole(self) -> Wishes:
+        """The same for a caller who keeps everything: tensors are the window, or pass through."""
+        return replace(self, window_bytes=None if self.framework.keeps_memory else WINDOW_BYTES)
+
+
+@dataclass(slots=True)
+class Plan:
+    """What will be read: the regions of all files, and parts that have no bytes."""
+
+    regions: list[Region]
+    empty: list[Part]
+    names: list[str]
+
+
+def tensors_of(model: Model, wishes: Wishes) -> Iterator[tuple[str, Any]]:
+    """Every wanted tensor with its name. Those without elements come first.
+
+    Closes the model at the end, also when it is left early.
+    """
+    framework = wishes.framework
+    with ExitStack() as stack:
+        stack.callback(model.close)
+        shards = find_shards(model.names(), model.small, wishes.files)
+        files = [_opened(model, name, stack) for name in shards.files]
+        plan = _plan(
+            shards, [_header(*pair) for pair in zip(shards.files, files, strict=True)], wishes
+        )
+        for part in plan.empty:
+            yield part.name, framework.make(part, None, 0)
+        reading = stack.enter_context(
+            Reading(
+                files,
+                plan.regions,
+                threads=wishes.threads or _threads(),
+                allocate=framework.allocate,
+                window_bytes=wishes.window_bytes,
+            )
+        )
+        for filled in _iterate(reading, wishes.order):
+            part = plan.regions[filled.region].parts[filled.part]
+            yield part.name, framework.make(part, filled.memory, filled.place)
+            del filled  # or its memory would outlive the tensor by one
+        model.complete()
+
+
+def _iterate(reading: Reading, order: Order) -> Iterator[Filled]:
+    return reading.in_order() if order is Order.FILE else reading.as_they_come()
+
+
+def _opened(model: Model, name: str, stack: ExitStack) -> TensorFile:
+    file = model.open(name)
+    stack.callback(file.close)
+    return file
+
+
+def _header(name: str, file: TensorFile) -> Header:
+    size = file.size_bytes
+    length = header_bytes(file.head(0, min(PREFIX_BYTES, size)), size, name)
+    return parse_header(file.head(PREFIX_BYTES, length), size, name)
+
+
+def _plan(shards: Shards, headers: Sequence[Header], wishes: Wishes) -> Plan:
+    plan = Plan([], [], [])
+    seen: dict[str, str] = {}
+    for number, (file, header) in enumerate(zip(shards.files, headers, strict=True)):
+        shards.check(file, header)
+        parts = chosen(header.tensors, wishes.choice)
+        for part in parts:
+            other = seen.setdefault(part.name, file)
+            if other != file:
+                raise BadTensors(f"tensor {shown(part.name)} is both in {other} and in {file}")
+        plan.names += [part.name for part in parts]
+        plan.empty += [part for part in parts if not part.size_bytes]
+        plan.regions += regions(number, (part for part in parts if part.size_bytes))
+        wishes.framework.check(parts)
+    if not plan.names and wishes.choice.names:
+        raise UsageError("the model has no tensor of such a name")
+    return plan
+
+
+def _threads() -> int:
+    return min(8, max(4, 2 * (os.cpu_count() or 1)))
+
+
+def wishes(
+    *,
+    framework: str,
+    device: str,
+    dtype: object,
+    names: Iterable[str],
+    files: Iterable[str],
+    rank: int,
+    world_size: int,
+    axes: AxisRule | None,
+    order: str,
+    threads: int | None,
+    window_bytes: int | None,
+) -> Wishes:
+    """Check what a caller wants, before anything is opened. Raises UsageError and its kinds."""
+    if order not in set(Order):
+        raise UsageError(f"order {shown(str(order))} is neither file nor arrival")
+    if threads is not None and not 1 <= threads <= THREADS_MAX:
+        raise UsageError(f"threads must be 1 to {THREADS_MAX}")
+    if window_bytes is not None and window_bytes < 0:
+        raise UsageError("window_bytes must not be negative")
+    if isinstance(names, str) or isinstance(files, str):
+        raise UsageError("names and files are lists of globs; write [...] around a single one")
+    choice = Choice(tuple(names), rank, world_size, axes if axes is not None else {})
+    choice.check()
+    if world_size > 1 and axes is None:
+        raise UsageError("world_size needs axes: the rule by which tensors are cut")
+    library = framework_named(framework, device, dtype)
+    return Wishes(library, choice, Order(order), tuple(files), threads, window_bytes)
