@@ -16,6 +16,7 @@ from modelcache.agent.board import Board
 from modelcache.agent.control import PullControl
 from modelcache.agent.engine import Engine
 from modelcache.agent.events import EventKind
+from modelcache.agent.foresight import Foresight
 from modelcache.agent.progressing import (
     Attempt,
     Stop,
@@ -52,8 +53,11 @@ Learned = Callable[[Wanted, ModelId], None]
 class Attempting:
     """Begins attempts and takes in how they end. Thread-safe."""
 
-    def __init__(self, board: Board, engine: Engine, node: str, learned: Learned) -> None:
+    def __init__(
+        self, board: Board, engine: Engine, node: str, learned: Learned, foresight: Foresight
+    ) -> None:
         """node: this node's name, which makes its retries differ from other nodes'."""
+        self._foresight = foresight
         self._board = board
         self._engine = engine
         self._node = node
@@ -174,6 +178,8 @@ class Attempting:
         model_id = self._being_pulled(wanted.desired.ref)
         if model_id is not None:
             self.hold(wanted, model_id)
+            if not wanted.path and progress.done_bytes < progress.total_bytes:
+                self._foresight.resolved(wanted.desired.ref, model_id, progress.total_bytes)
         self._board.events.add(
             EventKind.RESOLVED,
             wanted.wanted_id,
@@ -203,6 +209,7 @@ class Attempting:
         report = snapshot.report
         size_bytes, files = measure(self._engine.store, snapshot.model_id)
         with self._board.changed:
+            first = not wanted.path
             if report is not None and report.sources:
                 wanted.sources = {k: v.received_bytes for k, v in report.sources.items()}
             wanted.size_bytes, wanted.files = size_bytes, files
@@ -210,6 +217,9 @@ class Attempting:
             wanted.trouble, wanted.attempts = None, 0
             wanted.warm_s = monotonic()
         self._end(wanted, attempt, "warm", wanted.settle_warm)
+        if first:
+            began_s = wanted.began_s
+            self._foresight.warm(wanted.desired.ref, snapshot.model_id, began_s, report)
         if report is not None and snapshot.fetched_bytes:
             self._board.tally.received(wanted.sources)
             self._board.measuring.wrote(

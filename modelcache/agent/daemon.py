@@ -18,6 +18,7 @@ from modelcache.agent.events import EventKind
 from modelcache.agent.node import Node
 from modelcache.agent.volumes import Volumes
 from modelcache.config import Settings
+from modelcache.domain.manifests import ModelId
 from modelcache.domain.members import NodeId, Priority
 from modelcache.domain.refs import parse_ref
 from modelcache.errors import ModelcacheError
@@ -56,6 +57,14 @@ class Neighbourhood(Protocol):
         """One row for each other node: `node`, `address` and what else is known."""
         ...
 
+    def who_has(self, model_id: ModelId) -> Mapping[NodeId, bool]:
+        """Nodes that have all of a model (True) or fetch it (False); may ask for a second."""
+        ...
+
+    def names(self) -> list[NodeId]:
+        """Every other node that answers."""
+        ...
+
     def counters(self) -> Mapping[str, float]:
         """Numbers for metrics, by name with unit, such as `served_bytes`: sums since the start."""
         ...
@@ -91,6 +100,7 @@ class Daemon:
             self.neighbours.on_quarantine = self._quarantined
             self.neighbours.start()
             self._listening = True
+            self.node.foresight.around = self.neighbours
         self.volumes.start()
         self.node.start()
         self.volumes.release_stale()

@@ -83,6 +83,7 @@ class Fetching:
         while pending:
             self._phase = Phase.TRANSFERRING
             self._samples.clear()  # what came before is no part of the present rate
+            self._tick()  # whoever predicts the rest does it before any of it has come
             with self._small_blobs() as small:
                 around = self.around.peers
                 transfer = Transfer(

@@ -10,10 +10,11 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from modelcache.agent.tally import PEER, source_label
-from modelcache.forecast.rates import Rate
+from modelcache.forecast.calibration import NAME_MAX, seconds_of
+from modelcache.forecast.rates import Moment, Rate
 
 WINDOW_S: Final = 1.0  # shorter ones see single chunks
 SHORT_S: Final = 0.25  # what a transfer of less than a window says is taken from here on
@@ -77,6 +78,30 @@ class Measuring:
         with self._lock:
             known = self._rates.get(name)
             return known.bytes_s if known is not None else None
+
+    def to_json(self) -> dict[str, list[list[float]]]:
+        """Plain values: the moments of each source."""
+        with self._lock:
+            return {
+                name: [[round(each.bytes_s, 1), round(each.seconds, 3)] for each in rate]
+                for name, rate in self._rates.items()
+            }
+
+    def take(self, plain: Any) -> None:  # noqa: ANN401 - JSON
+        """Inverse of `to_json`. Raises TypeError, ValueError, AttributeError for what is none."""
+        rates = {
+            str(name)[:NAME_MAX]: Rate(
+                Moment(seconds_of(bytes_s), seconds_of(seconds)) for bytes_s, seconds in moments
+            )
+            for name, moments in list(plain.items())[: ORIGINS_MAX + 2]
+        }
+        with self._lock:
+            self._rates = rates
+
+    def names(self) -> list[str]:
+        """Everything of which something is known, by name."""
+        with self._lock:
+            return sorted(self._rates)
 
     def _close(self, now_s: float) -> None:
         window = self._window

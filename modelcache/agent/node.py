@@ -24,6 +24,7 @@ from modelcache.agent.deciding import TICK_S, Deciding
 from modelcache.agent.desired import DESIRED_MAX, DesiredFolder, DesiredModel
 from modelcache.agent.engine import Engine
 from modelcache.agent.events import EventKind, EventLog
+from modelcache.agent.foresight import Foresight
 from modelcache.agent.measuring import Measuring
 from modelcache.agent.progressing import Stop, Wanted, status_of
 from modelcache.agent.quotas import Quotas
@@ -58,7 +59,14 @@ class Node:
         self._engine = engine
         self._board = Board()
         self._folder = DesiredFolder(engine.store)
-        self._attempting = Attempting(self._board, engine, name, self._learned)
+        self.foresight = Foresight(
+            self._board,
+            engine,
+            settings.forecast,
+            name=name,
+            pulls_max=settings.agent.pulls_max,
+        )
+        self._attempting = Attempting(self._board, engine, name, self._learned, self.foresight)
         self._review = Review(
             self._board, engine, self._attempting, refresh_s=settings.agent.refresh_s
         )
@@ -111,6 +119,7 @@ class Node:
                     EventKind.STORE_TROUBLE, message=f"{item} cannot be read; it is passed over"
                 )
         self.loaded = True
+        self.foresight.start()
         self._deciding.start()
 
     def drain(self, timeout_s: float = STOP_S) -> bool:
@@ -142,6 +151,7 @@ class Node:
         self._deciding.close()
         for wanted in list(self._board.wanted.values()):
             self._attempting.let_go(wanted)
+        self.foresight.close()
 
     # Wanting
 
@@ -238,14 +248,17 @@ class Node:
             self._board.changed.notify_all()
         if idle:
             self._attempting.let_go(known)
+        self.foresight.gave_up(known.wanted_id)
 
     def _put(self, desired: DesiredModel, *, refresh: bool = False) -> None:
         """Let what is wanted take effect. The caller has `_filing`."""
         now_s = monotonic()
         with self._board.changed:
             known = self._board.wanted.get(desired.wanted_id)
+            begins = known is None
             if known is None:
-                known = self._board.wanted[desired.wanted_id] = Wanted(desired)
+                known = Wanted(desired, began_s=wall_clock_s())
+                self._board.wanted[desired.wanted_id] = known
             before, known.desired = known.desired, desired
             if refresh:
                 known.refresh, known.due_s = True, now_s
@@ -257,6 +270,8 @@ class Node:
             if desired.priority != before.priority:
                 self._board.post(PriorityChanged(TransferId(desired.wanted_id), desired.priority))
             self._board.changed.notify_all()
+        if begins:
+            self.foresight.wants(desired)
 
     def _learned(self, wanted: Wanted, model_id: ModelId) -> None:
         """It is known what a ref means: the next start will hold that at once."""
@@ -314,7 +329,8 @@ class Node:
 
     def _take_up(self, desired: DesiredModel) -> None:
         """What was wanted before the restart: held at once, and pulled unless it is warm."""
-        wanted = Wanted(desired)
+        since_s = min((want.since_s for want in desired.wants), default=wall_clock_s())
+        wanted = Wanted(desired, began_s=since_s)
         with self._board.changed:
             self._board.wanted[desired.wanted_id] = wanted
         self._review.take_up(wanted)

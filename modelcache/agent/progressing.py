@@ -73,9 +73,13 @@ class Attempt:
 
 @dataclass(slots=True, eq=False)
 class Wanted:
-    """See the module. path: of the snapshot that is warm now, also while a newer one comes."""
+    """See the module. path: of the snapshot that is warm now, also while a newer one comes.
+
+    began_s: since when it is wanted and not warm, seconds since the epoch.
+    """
 
     desired: DesiredModel
+    began_s: float = 0.0
     control: PullControl = field(default_factory=PullControl)  # of the attempt under way
     phase: ModelPhase = ModelPhase.QUEUED
     due_s: float | None = 0.0

@@ -7,6 +7,7 @@ from typing import Final
 
 from modelcache.agent.attempting import Attempting, measure
 from modelcache.agent.board import Board
+from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.desired import UNKNOWN
 from modelcache.agent.engine import Engine
 from modelcache.agent.events import EventKind
@@ -86,6 +87,7 @@ class Review:
         self._attempting.let_go(wanted)
         with self._board.changed:
             wanted.path = ""
+            wanted.began_s = wall_clock_s()
             wanted.phase = ModelPhase.QUEUED
             wanted.due_s = monotonic()
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from typing import Final
 
 from modelcache import mounts
@@ -132,11 +133,13 @@ class Volumes:
             except NotInStore as error:
                 self._borrowing.forget(request.ref)
                 raise NotWarmYet(f"{volume.ref} was removed a moment ago; it comes anew") from error
+            began_s = monotonic()
             try:
                 self._mount(volume)
             except ModelcacheError:
                 self._store.drop_volume(volume)
                 raise
+            self._node.foresight.knowledge.mounted(monotonic() - began_s)
             self._known[volume.volume_id] = volume
         if not borrowed:  # mounted, it waits for nothing: a newer version of it is not urgent
             self._node.want(

@@ -144,6 +144,22 @@ class AgentClient:
         """Every model of the node's store, as JSON values."""
         return listed(self._ask("GET", "/v1/models"))
 
+    def estimate(
+        self, ref: Ref, *, node: str | None = None, priority: int | None = None
+    ) -> dict[str, Any]:
+        """When a model would be ready, as JSON values.
+
+        node: `this`, `best`, `new` or a name; without, the first three. Raises NotInStore for a
+        model the agent has never resolved, NotFound for a node that does not answer in its cell.
+        """
+        params: dict[str, Any] = {"ref": str(ref)}
+        if node is not None:
+            params["node"] = node
+        if priority is not None:
+            params["priority"] = int(priority)
+        plain: dict[str, Any] = self._ask("GET", "/v1/estimate", params=params)
+        return plain
+
     # Volumes
 
     def publish(

@@ -347,6 +347,18 @@ class KubernetesSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ForecastSettings:
+    """What is believed of speeds until they were measured; 0 for nothing."""
+
+    origin_bytes_s: int = 0
+    """Bytes a second that this node gets from an origin."""
+    peer_bytes_s: int = 0
+    """Bytes a second that this node gets from others."""
+    load_bytes_s: int = 0
+    """Bytes a second that go from the node's disk into the memory where a model runs."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All groups."""
 
@@ -364,6 +376,7 @@ class Settings:
     agent: AgentSettings = field(default_factory=AgentSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
     kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
+    forecast: ForecastSettings = field(default_factory=ForecastSettings)
     max_age_s: float = 0.0
     """How long a resolved ref is believed without asking its origin again."""
 

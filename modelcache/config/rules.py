@@ -41,7 +41,11 @@ def broken_rules(settings: Settings) -> Iterator[str]:
         (transfer.connections_max >= 1, "transfer.connections_max must be at least 1"),
         *(
             (getattr(group, item.name) >= 0, f"{name}.{item.name} must not be negative")
-            for name, group in (("store", store), ("transfer", transfer))
+            for name, group in (
+                ("store", store),
+                ("transfer", transfer),
+                ("forecast", settings.forecast),
+            )
             for item in fields(group)
             if isinstance(getattr(group, item.name), int | float)
         ),

@@ -11,7 +11,7 @@ The result is one number, the usual case. How far truth is from it `calibration`
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from statistics import median
 from typing import Final
@@ -175,11 +175,6 @@ def parts_of(needs: Needs, speeds: Speeds) -> Parts | None:
         mount_s=_known(speeds.mount_s, MOUNT_S),
         load_s=needs.size_bytes / speeds.load_bytes_s if speeds.load_bytes_s else None,
     )
-
-
-def new_node(needs: Needs) -> Needs:
-    """The same start on a node that has nothing and does nothing yet."""
-    return replace(needs, missing_bytes=needs.size_bytes, ahead_bytes=0, resolved=False)
 
 
 def typical(values: Iterable[float]) -> float | None:

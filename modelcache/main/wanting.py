@@ -137,6 +137,42 @@ def release(  # noqa: PLR0917 - one parameter for each option
 
 
 @app.command()
+def estimate(  # noqa: PLR0917 - one parameter for each option
+    ref: RefArgument,
+    include: Include = None,
+    exclude: Exclude = None,
+    node: Annotated[
+        str | None,
+        typer.Option(
+            "--node", metavar="this|best|new|NAME", help="Only there; default: all three."
+        ),
+    ] = None,
+    priority: Annotated[
+        str | None, typer.Option("--priority", metavar="0-100|NAME", help="Default: mounted 90.")
+    ] = None,
+    agent: Agent = None,
+    config: Config = None,
+    *,
+    as_json: Json = False,
+) -> None:
+    """When a model would be ready if a replica of it started now: here, elsewhere, on a new node.
+
+    Nothing is fetched for it.
+    """
+    from modelcache.domain.refs import parse_ref  # noqa: PLC0415 - see the package
+    from modelcache.faces import present  # noqa: PLC0415
+    from modelcache.faces.estimates import estimates_text  # noqa: PLC0415
+
+    parsed = parse_ref(ref).filtered(split_globs(include), split_globs(exclude))
+    with _asking(agent, config) as client:
+        told = client.estimate(parsed, node=node, priority=_priority(priority))
+    if as_json:
+        present.print_json(told)
+    else:
+        say(estimates_text(told))
+
+
+@app.command()
 def status(
     ref: Annotated[
         str | None, typer.Argument(metavar="[REF]", help="Only this model.", show_default=False)

@@ -12,6 +12,7 @@ snapshots/<model id>/         the tree a pod sees: hard links to blobs
 refs/<sha256 of ref>.json     which model a ref meant, and when that was asked
 leases/<model id>/            reasons not to evict
 desired/<wanted id>.json      what the agent is to have here, and for whom
+forecast.json                 what the agent has learnt of how long starts take
 views/<sha256 of content>/    links into snapshots, laid out as another program wants them
 trash/                        on its way out
 """
@@ -95,6 +96,11 @@ class Layout:
     def trash(self) -> Path:
         """Renamed away, to be deleted."""
         return self.root / "trash"
+
+    @property
+    def forecast(self) -> Path:
+        """What the agent has learnt of starts."""
+        return self.root / "forecast.json"
 
     def folders(self) -> tuple[Path, ...]:
         """Every folder a store has from the start."""

@@ -16,7 +16,6 @@ from modelcache.forecast.estimate import (
     Tier,
     ahead_of,
     network_s,
-    new_node,
     parts_of,
     typical,
 )
@@ -29,7 +28,6 @@ def test_what_a_node_has_decides_the_tier():
     assert COLD.tier is Tier.COLD
     assert Needs(1000, 400).tier is Tier.WARMING
     assert Needs(1000, 0).tier is Tier.WARM
-    assert new_node(Needs(1000, 0, ahead_bytes=7)) == COLD
 
 
 def test_a_cold_system_does_not_know():

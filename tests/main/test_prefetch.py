@@ -221,3 +221,22 @@ def test_every_command_has_help_and_json(shell: Shell, command: str):
 
 def test_a_want_without_a_name_has_the_one_that_the_api_gives_it():
     assert wanting.LEASE == LEASE_DEFAULT
+
+
+def test_estimate_says_when_a_model_would_be_ready(asking: Shell, origin: FaultProxy):
+    ref = f"{origin.url}/"
+    unknown = asking.call("estimate", ref)
+    assert (unknown.code, unknown.out) == (1, "")
+    assert "never resolved on this node" in unknown.complaint
+    assert asking.run("prefetch", ref, "--wait", "-q").code == 0
+    told = asking.call("estimate", ref)
+    assert told.code == 0, told.err
+    shown = told.out + told.err
+    for word in ("this", "best", "new", "node-1", "warm", "cold", "P90"):
+        assert word in shown
+    plain = asking.call("estimate", ref, "--node", "this", "--json")
+    (this,) = plain.json["estimates"]
+    assert (this["tier"], this["missing_bytes"]) == ("warm", 0)
+    elsewhere = asking.call("estimate", ref, "--node", "gpu-99")
+    assert elsewhere.code == 1
+    assert "no node 'gpu-99'" in elsewhere.complaint

@@ -75,6 +75,15 @@ class Neighbours:
                 if known.failures < LOST_AFTER and not known.draining
             ]
 
+    def names(self) -> list[NodeId]:
+        """Nodes that answer, and stay."""
+        with self._lock:
+            return sorted(
+                node
+                for node, known in self._by_node.items()
+                if known.failures < LOST_AFTER and not known.draining
+            )
+
     def fetching(self) -> int:
         """How many of them are fetching something."""
         with self._lock:

@@ -22,6 +22,7 @@ from modelcache.agent.swarm.door import Door
 from modelcache.agent.swarm.handover import Handover
 from modelcache.agent.swarm.neighbours import Neighbours
 from modelcache.agent.swarm.shelf import Shelf
+from modelcache.agent.swarm.sightings import Sightings
 from modelcache.config import Settings
 from modelcache.domain.holdings import Holding, HoldingState
 from modelcache.domain.manifests import Manifest, ModelId
@@ -66,6 +67,7 @@ class Swarm:
         self._client = PeerClient(self._auth, self.me)
         self._active = Active()
         self._neighbours = Neighbours()
+        self._sightings = Sightings()
         self._shelf = Shelf(engine.store, self._active)
         self._agreement = Agreement(settings.swarm.agree_s)
         door = Door(
@@ -266,6 +268,7 @@ class Swarm:
 
     def _heard(self, said: Announcement, member: Member | None = None) -> None:
         node = said.node
+        self._sightings.heard(said, monotonic())
         if said.leaving:
             self._neighbours.left(node)
             self._active.left(node)
@@ -288,6 +291,23 @@ class Swarm:
         lost = self._neighbours.failed(member, trouble)
         if lost is not None:
             self._active.left(lost)
+
+    # For who predicts starts
+
+    def who_has(self, model_id: ModelId) -> dict[NodeId, bool]:
+        """Nodes that have all of a model (True) or fetch it (False).
+
+        Asks those of the cell, for at most a second, unless that was done a moment ago.
+        """
+        if self._sightings.to_ask(model_id, monotonic()):
+            asked = (model_id, *self._active.models())
+            said = self._said(blobs=self._active.holdings(), asked_models=asked)
+            self._announcer.tell_all(said)
+        return self._sightings.who(model_id, monotonic())
+
+    def names(self) -> list[NodeId]:
+        """Every other node that answers, and stays."""
+        return self._neighbours.names()
 
     # For people and metrics
 

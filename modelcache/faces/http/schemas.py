@@ -5,6 +5,7 @@ Answers are made from the values of the domain, so nothing is decided here.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +19,7 @@ from modelcache.domain.wanted import (
     PRIORITY_MAX,
     ModelPhase,
 )
+from modelcache.forecast.estimate import Tier
 
 GLOBS_MAX = 64
 _MODEL = "5f0c1e7f9b6f4f0f8a5b6d0a6d9a1f4f2f7c3b1f9f8e7d6c5b4a392817160504"
@@ -293,3 +295,75 @@ class Readiness(_Answer):
 
     ready: bool = Field(examples=[False])
     reasons: list[str] = Field(examples=[["draining"]])
+
+
+class PartsInfo(_Answer):
+    """Seconds of each part, in the usual case: before any quantile."""
+
+    queue_s: float = Field(examples=[0.0], description="What is fetched here before it.")
+    resolve_s: float = Field(examples=[0.3])
+    fetch_s: float = Field(examples=[41.2])
+    finish_s: float = Field(examples=[0.6], description="Checksums, links, syncs, slow beginnings.")
+    mount_s: float = Field(examples=[0.05])
+    load_s: float | None = Field(
+        examples=[35.0], description="Into memory; null unless `forecast.load_bytes_s` is declared."
+    )
+
+
+class Which(StrEnum):
+    """Why a node is among the answers."""
+
+    THIS = "this"
+    BEST = "best"
+    NEW = "new"
+    NAMED = "named"
+
+
+class Basis(StrEnum):
+    """What an estimate rests on."""
+
+    MEASURED = "measured"
+    DECLARED = "declared"
+    UNKNOWN = "unknown"
+
+
+class Estimate(_Answer):
+    """When a model would be ready on one node. Quantiles are seconds from now."""
+
+    which: Which = Field(examples=[Which.THIS])
+    node: str = Field(examples=["gpu-7"], description="`new` for a node that is not there yet.")
+    tier: Tier = Field(examples=[Tier.WARMING])
+    missing_bytes: int = Field(examples=[52_000_000_000])
+    ahead_bytes: int = Field(examples=[0], description="Of other models that come before it.")
+    holders: int = Field(examples=[2], description="Other nodes that have all of it.")
+    fetchers: int = Field(examples=[0], description="Other nodes that fetch it now.")
+    p50_s: float | None = Field(examples=[42.1], description="Until a pod can mount it.")
+    p90_s: float | None = Field(examples=[55.0])
+    loaded_p50_s: float | None = Field(examples=[77.1], description="Until it is in memory.")
+    loaded_p90_s: float | None = Field(examples=[98.0])
+    basis: Basis = Field(examples=[Basis.MEASURED])
+    confident: bool = Field(
+        examples=[True], description="Earlier p90s came true 85 to 95 times of a hundred."
+    )
+    parts: PartsInfo | None
+
+
+class ScoreInfo(_Answer):
+    """How well this node's own starts were predicted: up to 200 that fetched something."""
+
+    starts: int = Field(examples=[200])
+    abandoned: int = Field(examples=[3], description="Given up before they were ready.")
+    median_error: float | None = Field(examples=[0.08], description="Of the p50, as a share.")
+    p50_coverage: float | None = Field(examples=[0.51])
+    p90_coverage: float | None = Field(examples=[0.9])
+    confident: bool = Field(examples=[True])
+
+
+class Estimates(_Answer):
+    """When a model would be ready, and how far such predictions can be trusted."""
+
+    ref: str = Field(examples=["s3://models/llama-3-70b"])
+    model_id: str = Field(examples=[_MODEL])
+    size_bytes: int = Field(examples=[140_000_000_000])
+    estimates: list[Estimate]
+    score: ScoreInfo

@@ -16,6 +16,7 @@ from lightkube.resources.core_v1 import Node as KubernetesNode
 from lightkube.types import PatchType
 
 from modelcache.agent.daemon import Daemon
+from modelcache.agent.foresight import Prediction
 from modelcache.agent.measuring import ALL_ORIGINS, DISK, PEERS
 from modelcache.domain.volumes import progress_line
 from modelcache.domain.wanted import ModelPhase, WantedStatus
@@ -28,6 +29,7 @@ MODELS_MAX: Final = 500
 QUIET_S: Final = 60.0  # an update is sent at least so often
 STORED_EVERY_S: Final = 10.0  # looking through a store of many models takes a while
 MESSAGE_MAX: Final = 300
+WHOLE_FROM_S: Final = 10.0  # from here on fractions of a second mean nothing
 _RATES: Final = {
     "originBytesPerSecond": ALL_ORIGINS,
     "peerBytesPerSecond": PEERS,
@@ -91,7 +93,7 @@ class Reporting:
         node, usage = self._daemon.node, self._daemon.usage()
         reasons = self._daemon.not_ready()
         statuses = node.statuses()
-        wanted = [_wanted(status) for status in statuses]
+        wanted = [_wanted(status, node.foresight.wanted(status.wanted_id)) for status in statuses]
         here = {model["modelId"] for model in wanted}
         stored = [model for model in self._stored_models() if model["modelId"] not in here]
         models = [*wanted, *stored]
@@ -179,7 +181,12 @@ class Reporting:
                 raise
 
 
-def _wanted(status: WantedStatus) -> dict[str, Any]:
+def _told(seconds: float) -> float:
+    """Rounded, so that what has hardly changed is not sent again."""
+    return round(seconds) if seconds >= WHOLE_FROM_S else round(seconds, 1)
+
+
+def _wanted(status: WantedStatus, told: Prediction | None) -> dict[str, Any]:
     model: dict[str, Any] = {
         "ref": status.ref,
         "wantedId": status.wanted_id,
@@ -196,6 +203,12 @@ def _wanted(status: WantedStatus) -> dict[str, Any]:
         model["missingBytes"] = 0
     elif status.total_bytes:
         model["missingBytes"] = max(0, status.total_bytes - status.done_bytes)
+    if told is not None:
+        model["ready"] = {
+            "p50Seconds": _told(told.p50_s),
+            "p90Seconds": _told(told.p90_s),
+            "confident": told.confident,
+        }
     if status.eta_s is not None:
         model["etaSeconds"] = round(status.eta_s)
     return model
