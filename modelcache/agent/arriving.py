@@ -65,16 +65,18 @@ class Arriving:
         self._doubted: set[BlobId] = set()
         self._intact: set[BlobId] = set()
         self._audience: list[Audience] = []
+        self.flights = 0
+        """Transfers that have begun so far: what is missing has to be wanted of each."""
 
     # The side of transfers
 
     @contextmanager
     def joined(
         self, transfer: Transfer, jobs: Sequence[BlobJob], small: SmallBlobs
-    ) -> Iterator[Callable[[], None] | None]:
+    ) -> Iterator[Callable[[], None]]:
         """Let readers have what a transfer brings, while it runs.
 
-        What it yields, if anybody reads, has to be called when the transfer knows its blobs and has
+        What it yields has to be called when the transfer knows its blobs and has
         asked for none.
         """
         flight = _Flight(transfer, {job.file.blob: job for job in jobs}, small)
@@ -84,7 +86,7 @@ class Arriving:
             self._flights.append(flight)
             audience = list(self._audience)
         try:
-            yield (lambda: self._begin(audience)) if audience else None
+            yield lambda: self._begin(audience)
         finally:
             with self._lock:
                 self._flights.remove(flight)
@@ -92,6 +94,7 @@ class Arriving:
             self._news()
 
     def _begin(self, audience: Iterable[Audience]) -> None:
+        self.flights += 1
         for each in audience:
             self._ask_first(each)
         self._news()  # whoever waits asks again, of this transfer

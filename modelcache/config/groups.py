@@ -257,6 +257,18 @@ class AgentSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """Streaming mounts: models shown before all of them is here."""
+
+    read_timeout_s: float = 120.0
+    """Longest time that a read waits for bytes; then it fails with ETIMEDOUT."""
+    ahead_bytes: int = 256 * MIB
+    """Most bytes fetched ahead of a reader that reads on; 0 for none."""
+    passthrough: bool = True
+    """Let the kernel read complete files without us, where it can (Linux 6.9)."""
+
+
+@dataclass(frozen=True, slots=True)
 class PeerSettings:
     """The peer plane: where nodes give each other chunks, who they are, and how they prove it."""
 
@@ -375,6 +387,7 @@ class Settings:
     peers: PeerSettings = field(default_factory=PeerSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
+    stream: StreamSettings = field(default_factory=StreamSettings)
     kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
     forecast: ForecastSettings = field(default_factory=ForecastSettings)
     max_age_s: float = 0.0

@@ -75,6 +75,10 @@ def broken_rules(settings: Settings) -> Iterator[str]:
         yield "access.keep_s must not be negative"
     if not 0 < settings.kubernetes.report_s < math.inf:
         yield "kubernetes.report_s must be positive"
+    if not 0 < settings.stream.read_timeout_s < math.inf:
+        yield "stream.read_timeout_s must be positive"
+    if settings.stream.ahead_bytes < 0:
+        yield "stream.ahead_bytes must not be negative"
     service = settings.kubernetes.peers_service
     if service and len([part for part in service.split("/") if part]) != 2:  # noqa: PLR2004
         yield f"kubernetes.peers_service: {service[:80]!r} is not namespace/name"

@@ -19,6 +19,9 @@ MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
 MOUNT_ATTR_RDONLY: Final = 0x1
 MOUNT_ATTR_NOSUID: Final = 0x2
 MOUNT_ATTR_NODEV: Final = 0x4
+MS_RDONLY: Final = 0x1
+MS_NOSUID: Final = 0x2
+MS_NODEV: Final = 0x4
 MNT_DETACH: Final = 0x2
 UMOUNT_NOFOLLOW: Final = 0x8
 _SYS_OPEN_TREE: Final = 428
@@ -57,6 +60,18 @@ def move_mount(fd: int, target: str) -> None:
     """Attach the mount behind a descriptor. Raises OSError."""
     done = _libc.syscall(
         _SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH
+    )
+    _checked(done, target)
+
+
+def mount(source: str, target: str, filesystem: str, flags: int, options: str) -> None:
+    """Attach a filesystem at a path. Raises OSError."""
+    done = _libc.mount(
+        source.encode(),
+        os.fsencode(target),
+        filesystem.encode(),
+        ctypes.c_ulong(flags),
+        options.encode(),
     )
     _checked(done, target)
 

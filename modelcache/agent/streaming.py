@@ -1,0 +1,188 @@
+"""A model shown at a path before all of it is here: every file with its size, bytes as they come.
+
+It joins a mount's session with what arrives. A read of missing bytes makes their chunks the most
+urgent; complete files are the kernel's to read. What brings the model is not its business: a pull
+of this process that is told of here, or another process over the same store.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from modelcache import mounts
+from modelcache.agent.arriving import Arriving, Audience
+from modelcache.agent.clock import wall_clock_s
+from modelcache.agent.engine import Engine
+from modelcache.config import StreamSettings
+from modelcache.domain.manifests import BlobId, File, Manifest
+from modelcache.domain.preludes import prelude
+from modelcache.domain.ranges import ByteRange
+from modelcache.errors import MountFailed, UsageError
+from modelcache.mounts.fuse import Channel, Session, Tree, widen_readahead
+from modelcache.planner import Waiter
+from modelcache.store.leases import Lease
+
+MOUNT_LEASE: Final = "mount"
+
+
+class Report(Protocol):
+    """Who is told what happens to readers: an event log, or a terminal."""
+
+    def __call__(self, what: str, **details: Any) -> None:  # noqa: ANN401 - for JSON
+        """what: timed_out, failed, doubted, no_passthrough, bug."""
+        ...
+
+
+class StreamFiles:
+    """The contents of a streaming mount; see `mounts.fuse.Contents`. Thread-safe."""
+
+    def __init__(
+        self, arriving: Arriving, files: Sequence[File], blobs: Callable[[BlobId], Path]
+    ) -> None:
+        """blobs: where a complete blob is."""
+        self._arriving = arriving
+        self._files = files
+        self._blobs = blobs
+        self.given_up = False
+        """Whether nobody will bring what is missing."""
+
+    @property
+    def flights(self) -> int:
+        """See Contents."""
+        return self._arriving.flights
+
+    def read(self, number: int, offset: int, view: memoryview) -> bool:
+        """See Contents."""
+        return self._arriving.read(self._files[number], offset, view)
+
+    def want(self, number: int, span: ByteRange, *, waits: bool) -> None:
+        """See Contents."""
+        file = self._files[number]
+        end = min(span.end, file.size_bytes)
+        if span.start < end:
+            waiter = Waiter.READER if waits else Waiter.SOON
+            self._arriving.want(file.blob, ByteRange(span.start, end), waiter)
+
+    def open(self, number: int) -> int | None:
+        """See Contents."""
+        file = self._files[number]
+        if self._arriving.is_complete(file):
+            with suppress(FileNotFoundError):
+                return os.open(self._blobs(file.blob), os.O_RDONLY | os.O_CLOEXEC)
+        return None
+
+    def hopeless(self, number: int) -> bool:
+        """See Contents."""
+        return self.given_up and not self._arriving.is_complete(self._files[number])
+
+
+class Streaming:
+    """One streaming mount, from `begin` until it is unmounted. Thread-safe."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        manifest: Manifest,
+        target: Path,
+        settings: StreamSettings,
+        report: Report,
+        *,
+        sub_path: str = "",
+    ) -> None:
+        """manifest: which the store has. sub_path: a folder of the model; empty for all.
+
+        Nothing is mounted yet. Raises UsageError for a folder that the model does not have, and
+        for a model whose files only unpacking can tell.
+        """
+        if manifest.archives:
+            raise UsageError("what this model holds is known only by unpacking it; mount it whole")
+        below = f"{sub_path}/" if sub_path else ""
+        files = tuple(file for file in manifest.files if file.path.startswith(below))
+        if not files and manifest.files:
+            raise UsageError(f"the model has no folder {sub_path!r}")
+        self.manifest = manifest
+        self.target = target
+        self._engine = engine
+        self._settings = settings
+        self._report = report
+        self._files = files
+        self._numbers: dict[BlobId, list[int]] = {}
+        for number, file in enumerate(files):
+            self._numbers.setdefault(file.blob, []).append(number)
+        self._tree_files = [(file.path.removeprefix(below), file.size_bytes) for file in files]
+        self._contents = StreamFiles(engine.arriving, files, engine.store.layout.blob)
+        self._held = ExitStack()
+        self._lease: Lease | None = None
+        self._session: Session | None = None
+
+    def begin(self) -> None:
+        """Mount, and serve from threads of this process. Raises MountFailed, NotInStore.
+
+        The model is protected from eviction until `close`, or the end of this process.
+        """
+        tree = Tree(self._tree_files, mtime_s=int(wall_clock_s()))
+        store = self._engine.store
+        self._lease = store.hold(self.manifest.model_id, MOUNT_LEASE, str(self.target))
+        channel = Channel.open()
+        try:
+            channel.mount(self.target)
+        except MountFailed:
+            channel.close()
+            self._lease.release()
+            raise
+        self._channel = channel
+        self._serve(channel, tree)
+
+    def _serve(self, channel: Channel, tree: Tree) -> None:
+        settings = self._settings
+        session = Session(
+            channel,
+            tree,
+            self._contents,
+            self._report,
+            read_timeout_s=settings.read_timeout_s,
+            chunk_bytes=self._engine.settings.store.chunk_bytes,
+            ahead_bytes_max=settings.ahead_bytes,
+            passthrough=settings.passthrough,
+        )
+        self._session = session
+        session.start()
+        if not widen_readahead(self.target):
+            self._report("slow_readahead", message="the kernel's readahead could not be set")
+        first = [(file.blob, span) for file, span in prelude(self._files)]
+        audience = Audience(session.news, self._doubt, first)
+        self._held.enter_context(self._engine.arriving.attended(audience))
+
+    def give_up(self, *, given_up: bool) -> None:
+        """Say whether what is missing will never come: then nobody waits for it."""
+        self._contents.given_up = given_up
+        if self._session is not None:
+            self._session.news()
+
+    def _doubt(self, blob: BlobId) -> None:
+        if self._session is not None:
+            for number in self._numbers.get(blob, ()):
+                self._session.doubt(number)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file is here."""
+        return all(self._engine.arriving.is_complete(file) for file in self._files)
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Until it is unmounted, by whomever, and nobody has a file open; False if not in time."""
+        return self._session is None or self._session.wait(timeout_s)
+
+    def close(self) -> None:
+        """Unmount, and let go. Who has a file open keeps what is here of it while they can.
+
+        Idempotent. Raises MountFailed.
+        """
+        mounts.unmount(self.target)
+        self._held.close()
+        if self._lease is not None:
+            self._lease.release()

@@ -1,0 +1,216 @@
+"""`mount` and `unmount`: a model at a path, at once or when all of it is here."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+
+import typer
+
+from modelcache.errors import ModelcacheError, MountFailed, UsageError, error_named
+from modelcache.main.app import (
+    Config,
+    Exclude,
+    Include,
+    Json,
+    Quiet,
+    Store,
+    app,
+    cancellation,
+    engine_for,
+    say,
+    split_globs,
+)
+from modelcache.main.wanting import RefArgument
+
+if TYPE_CHECKING:
+    from modelcache.agent.engine import Engine
+    from modelcache.domain.refs import Ref
+    from modelcache.transfer.report import Progress
+
+WAIT_S: Final = 0.25  # how often a signal is looked for
+
+Tell = Callable[[dict[str, Any]], None]
+
+Target = Annotated[Path, typer.Argument(metavar="DIR", help="Where; made if it is not there.")]
+
+
+@app.command()
+def mount(  # noqa: PLR0917 - one parameter for each option
+    ref: RefArgument,
+    target: Target,
+    include: Include = None,
+    exclude: Exclude = None,
+    store: Store = None,
+    config: Config = None,
+    limit_rate: Annotated[
+        str | None, typer.Option("--limit-rate", metavar="100MB", help="Most bytes a second.")
+    ] = None,
+    read_timeout: Annotated[
+        str | None,
+        typer.Option("--read-timeout", metavar="2m", help="Longest time that a read waits."),
+    ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option("--log", metavar="FILE", help="With --stream: where to say what goes wrong."),
+    ] = None,
+    *,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="At once: what is read comes first.")
+    ] = False,
+    foreground: Annotated[
+        bool,
+        typer.Option("--foreground", help="With --stream: serve in this process until unmounted."),
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show a model at a directory, read-only. Needs root.
+
+    Without --stream when all of it is here. With it at once: every file is there with its size, a
+    read waits for the bytes that it needs, and the rest comes in the background.
+    """
+    from modelcache.domain.refs import parse_ref  # noqa: PLC0415 - see the package
+
+    parsed = parse_ref(ref).filtered(split_globs(include), split_globs(exclude))
+    place = target.expanduser().absolute()
+    if foreground and not stream:
+        raise UsageError("--foreground is for --stream; other mounts need no process")
+    _make_folder(place)
+    flags = {
+        "--limit-rate": ("transfer.bandwidth_limit_bytes_s", limit_rate),
+        "--read-timeout": ("stream.read_timeout_s", read_timeout),
+    }
+    last: list[Progress] = []
+
+    def tell(told: dict[str, Any]) -> None:
+        from modelcache.faces import present  # noqa: PLC0415 - see the package
+
+        if as_json:
+            present.print_json(told)
+        elif not quiet:
+            typer.echo(place)
+        sys.stdout.flush()
+
+    with engine_for(store, config, flags=flags) as engine:
+        if stream and foreground:
+            _serve(engine, parsed, place, tell)
+        elif stream:
+            tell(_in_background(partial(_serve, engine, parsed, place), log))
+        else:
+            with cancellation(last) as cancel:
+                snapshot = engine.pull(
+                    parsed, cancel=cancel, progress=lambda now: last.__setitem__(slice(None), [now])
+                )
+            tell(_bind(snapshot.path, place, snapshot.model_id))
+
+
+@app.command()
+def unmount(target: Target, *, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Take away what is mounted at a directory; done already is done.
+
+    Who has a file of it open keeps that file.
+    """
+    from modelcache import mounts  # noqa: PLC0415 - see the package
+    from modelcache.faces import present  # noqa: PLC0415
+
+    found = mounts.unmount(Path(os.path.abspath(target.expanduser())))  # noqa: PTH100 - links stay
+    if as_json:
+        present.print_json({"unmounted": found})
+    elif not quiet:
+        say("unmounted" if found else "nothing was mounted there")
+
+
+def _make_folder(place: Path) -> None:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MountFailed(f"cannot make the folder {place}: {error.strerror}") from error
+
+
+def _bind(snapshot: Path, place: Path, model_id: str) -> dict[str, Any]:
+    from modelcache import mounts  # noqa: PLC0415 - see the package
+
+    mounts.unmount(place)
+    mounts.bind_read_only(snapshot, place)
+    return {"target": str(place), "model_id": model_id, "mode": "full"}
+
+
+def _in_background(serve: Callable[[Tell], None], log: Path | None) -> dict[str, Any]:
+    """Serve in a process that outlives this one; what it tells when it is ready.
+
+    A fork: nothing runs here yet but this thread, and all that it needs is loaded. log: where it
+    says what happens later. Raises what it fails with before it is ready.
+    """
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.close(reading)
+        _detached(serve, writing, log)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read()
+    if not said:
+        raise MountFailed("the serving process ended at once; --foreground shows why")
+    told: dict[str, Any] = json.loads(said)
+    if "error" in told:
+        raise error_named(told["error"]["code"], told["error"]["message"], MountFailed)
+    return told
+
+
+def _detached(serve: Callable[[Tell], None], writing: int, log: Path | None) -> NoReturn:
+    """The rest of the life of the serving process."""
+
+    def tell(told: dict[str, Any]) -> None:
+        os.write(writing, json.dumps(told).encode())
+        os.close(writing)
+
+    code = 1
+    try:
+        os.setsid()
+        quiet = os.open(os.devnull, os.O_RDWR)
+        errors = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) if log else quiet
+        for number, fd in enumerate((quiet, quiet, errors)):
+            os.dup2(fd, number)
+        serve(tell)
+        code = 0
+    except ModelcacheError as error:
+        with suppress(OSError):  # told already: then the log has it
+            tell({"error": {"code": error.code, "message": error.message}})
+        say(f"modelcache: {error.message}")
+    finally:
+        os._exit(code)
+
+
+def _serve(engine: Engine, ref: Ref, place: Path, tell: Tell) -> None:
+    """Stream until it is unmounted, or a signal comes. What is warm is only mounted.
+
+    tell: is given what there is to say as soon as it is mounted.
+    """
+    from modelcache.agent.mounting import StreamingPull  # noqa: PLC0415 - see the package
+    from modelcache.agent.snapshot import Snapshot  # noqa: PLC0415
+
+    def report(what: str, **details: Any) -> None:  # noqa: ANN401
+        say(f"modelcache: {what}: " + ", ".join(f"{k} {v}" for k, v in details.items()))
+
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    pull = StreamingPull(engine, ref, place, report)
+    begun = pull.begin(stopped)
+    if isinstance(begun, Snapshot):
+        tell(_bind(begun.path, place, begun.model_id))
+        return
+    tell({"target": str(place), "model_id": begun.manifest.model_id, "mode": "stream"})
+    try:
+        while not begun.wait(WAIT_S) and not stopped.is_set():
+            pass
+    finally:
+        pull.close()
