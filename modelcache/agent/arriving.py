@@ -160,6 +160,19 @@ class Arriving:
             self._intact.add(file.blob)
         return True
 
+    def is_here(self, file: File, span: ByteRange) -> bool:
+        """Whether a transfer of this process has brought a range; cheap, and no promise."""
+        flight = self._flight(file.blob)
+        if flight is None or file.blob in self._doubted:
+            return False
+        job = flight.jobs[file.blob]
+        if job.small:
+            fd = flight.small.open_staged(file.blob)
+            if fd is not None:
+                os.close(fd)
+            return fd is not None
+        return job.writer is not None and job.has(span)
+
     def read(self, file: File, offset: int, view: memoryview) -> bool:
         """Fill `view` with the file's bytes from `offset` on; False if some are not here.
 

@@ -38,19 +38,23 @@ def load(
     axes: AxisRule | None = None,
     threads: int | None = None,
     direct: bool = True,
+    through: str = "store",
+    max_age_s: float | None = None,
     store: Path | str | None = None,
     settings: Settings | None = None,
 ) -> dict[str, Any]:
     """All tensors of a model, by name.
 
-    model: a directory, a safetensors file, or the ref or id of a model in the store. framework:
+    model: a directory, a safetensors file, a ref, or the id of a model in the store. framework:
     numpy, torch or jax. device: where tensors go, as the framework calls it. dtype: what F16,
     BF16, F32 and F64 become; other types stay. names: globs over tensors' names; all without.
     files: globs over the model's files, if not those of its index, or at its top. rank,
     world_size, axes: only this rank's part of each tensor, cut along the axis that `axes` gives by
     name and shape (a function, or a mapping of globs to axes, the first that matches; None and no
     match: not cut). threads: that read at once. direct: read past the page cache what is not in
-    it. store, settings: as for `modelcache.pull`.
+    it. through: how a ref's bytes come here: "store" pulls the model and reads it while it
+    arrives, "origin" reads what is wanted into memory and keeps nothing. max_age_s, store,
+    settings: as for `modelcache.pull`.
 
     Memory in use grows by the tensors and at most 256 MiB. Raises BadTensors for files that
     contradict themselves, NotFound, UsageError, UnsupportedDtype, NoDevice, and what reading
@@ -69,7 +73,15 @@ def load(
         threads=threads,
         window_bytes=None,
     ).whole()
-    return dict(tensors_of(opened(model, direct=direct, store=store, settings=settings), asked))
+    found = opened(
+        model,
+        through=through,
+        direct=direct,
+        store=store,
+        settings=settings,
+        max_age_s=max_age_s,
+    )
+    return dict(tensors_of(found, asked))
 
 
 def iter_tensors(
@@ -87,6 +99,8 @@ def iter_tensors(
     threads: int | None = None,
     window_bytes: int = WINDOW_BYTES,
     direct: bool = True,
+    through: str = "store",
+    max_age_s: float | None = None,
     store: Path | str | None = None,
     settings: Settings | None = None,
 ) -> Iterator[tuple[str, Any]]:
@@ -96,7 +110,10 @@ def iter_tensors(
     ahead of the caller, who decides how long a tensor lives: neighbours in a file share memory,
     which goes when the last of them does. Tensors without elements come first.
 
-    What a caller wants is checked at once; the files are opened when the first tensor is asked for.
+    What a caller wants is checked at once, and what the model consists of; its files are opened
+    when the first tensor is asked for. Of a model that arrives, tensors are given before their file
+    is verified: an error after the last of them says that it was not what its origin has. Leaving
+    early ends the pull; what has arrived is kept.
     """
     asked = wishes(
         framework=framework,
@@ -111,4 +128,12 @@ def iter_tensors(
         threads=threads,
         window_bytes=window_bytes,
     )
-    return tensors_of(opened(model, direct=direct, store=store, settings=settings), asked)
+    found = opened(
+        model,
+        through=through,
+        direct=direct,
+        store=store,
+        settings=settings,
+        max_age_s=max_age_s,
+    )
+    return tensors_of(found, asked)

@@ -24,7 +24,7 @@ from modelcache.loader.header import (
 )
 from modelcache.loader.index import INDEX_BYTES_MAX, SUFFIX, Shards, find_shards
 from modelcache.loader.local import LocalFile
-from modelcache.loader.plan import Region, regions
+from modelcache.loader.plan import PAGE_BYTES, Region, regions
 from modelcache.loader.reading import Filled, Reader, Reading
 from modelcache.loader.slicing import AxisRule, Choice, Part, chosen
 
@@ -57,7 +57,13 @@ class TensorFile(Reader, Protocol):
 
 
 class Model(Protocol):
-    """A model whose tensors are wanted, wherever it is."""
+    """A model whose tensors are wanted, wherever it is.
+
+    page_bytes: what reads should begin and end on. threads: that should read it at once.
+    """
+
+    page_bytes: int
+    threads: int
 
     def names(self) -> Sequence[str]:
         """Its files, relative."""
@@ -83,8 +89,11 @@ class Model(Protocol):
 class Folder:
     """A directory of this machine, or a single file."""
 
+    page_bytes = PAGE_BYTES
+
     def __init__(self, path: Path, *, direct: bool) -> None:
         """Raises NotFound."""
+        self.threads = reading_threads()
         self._direct = direct
         self._root = path.parent if path.is_file() else path
         self._only = [path.name] if path.is_file() else None
@@ -160,16 +169,15 @@ def tensors_of(model: Model, wishes: Wishes) -> Iterator[tuple[str, Any]]:
         stack.callback(model.close)
         shards = find_shards(model.names(), model.small, wishes.files)
         files = [_opened(model, name, stack) for name in shards.files]
-        plan = _plan(
-            shards, [_header(*pair) for pair in zip(shards.files, files, strict=True)], wishes
-        )
+        headers = [_header(*pair) for pair in zip(shards.files, files, strict=True)]
+        plan = _plan(shards, headers, wishes, model.page_bytes)
         for part in plan.empty:
             yield part.name, framework.make(part, None, 0)
         reading = stack.enter_context(
             Reading(
                 files,
                 plan.regions,
-                threads=wishes.threads or _threads(),
+                threads=wishes.threads or model.threads,
                 allocate=framework.allocate,
                 window_bytes=wishes.window_bytes,
             )
@@ -197,7 +205,7 @@ def _header(name: str, file: TensorFile) -> Header:
     return parse_header(file.head(PREFIX_BYTES, length), size, name)
 
 
-def _plan(shards: Shards, headers: Sequence[Header], wishes: Wishes) -> Plan:
+def _plan(shards: Shards, headers: Sequence[Header], wishes: Wishes, page_bytes: int) -> Plan:
     plan = Plan([], [], [])
     seen: dict[str, str] = {}
     for number, (file, header) in enumerate(zip(shards.files, headers, strict=True)):
@@ -209,14 +217,16 @@ def _plan(shards: Shards, headers: Sequence[Header], wishes: Wishes) -> Plan:
                 raise BadTensors(f"tensor {shown(part.name)} is both in {other} and in {file}")
         plan.names += [part.name for part in parts]
         plan.empty += [part for part in parts if not part.size_bytes]
-        plan.regions += regions(number, (part for part in parts if part.size_bytes))
+        full = (part for part in parts if part.size_bytes)
+        plan.regions += regions(number, full, page_bytes=page_bytes)
         wishes.framework.check(parts)
     if not plan.names and wishes.choice.names:
         raise UsageError("the model has no tensor of such a name")
     return plan
 
 
-def _threads() -> int:
+def reading_threads() -> int:
+    """Threads that read from disks and memory; past 8 nothing is gained (bench/load)."""
     return min(8, max(4, 2 * (os.cpu_count() or 1)))
 
 

@@ -78,22 +78,25 @@ class Region:
         return self.places[number] + self.parts[number].size_bytes
 
 
-def regions(file: int, parts: Iterable[Part]) -> Iterator[Region]:
-    """Lay out the wanted parts of one file, given in the order of their bytes; none is empty."""
+def regions(file: int, parts: Iterable[Part], *, page_bytes: int = PAGE_BYTES) -> Iterator[Region]:
+    """Lay out the wanted parts of one file, given in the order of their bytes; none is empty.
+
+    page_bytes: what a region's ends are multiples of; 1 where no byte should be read twice.
+    """
     group: list[Part] = []
     for part in parts:
         if part.count > 1:
             if group:
-                yield _together(file, group)
+                yield _together(file, group, page_bytes)
                 group = []
             yield _scattered(file, part)
         elif group and not _joins(group, part):
-            yield _together(file, group)
+            yield _together(file, group, page_bytes)
             group = [part]
         else:
             group.append(part)
     if group:
-        yield _together(file, group)
+        yield _together(file, group, page_bytes)
 
 
 def _joins(group: Sequence[Part], part: Part) -> bool:
@@ -103,9 +106,9 @@ def _joins(group: Sequence[Part], part: Part) -> bool:
     )
 
 
-def _together(file: int, parts: Sequence[Part]) -> Region:
-    start = parts[0].start // PAGE_BYTES * PAGE_BYTES
-    end = -(-parts[-1].end // PAGE_BYTES) * PAGE_BYTES
+def _together(file: int, parts: Sequence[Part], page_bytes: int) -> Region:
+    start = parts[0].start // page_bytes * page_bytes
+    end = -(-parts[-1].end // page_bytes) * page_bytes
     pieces = tuple(
         Piece(at, size, size, 1, at - start)
         for at in range(start, end, PIECE_BYTES)
