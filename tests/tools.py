@@ -23,6 +23,7 @@ DEBIAN = (
     ("docker-registry", "docker-registry", "tests of OCI with Docker's registry"),
     ("skopeo", "skopeo", "tests of images made by skopeo"),
     ("buildah", "buildah", "tests of images made by buildah"),
+    ("promtool", "prometheus", "checks of metrics and of rules with promtool"),
 )
 # program, module, what is left out without it; each takes one to three minutes on two cores
 GO = (

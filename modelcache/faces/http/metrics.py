@@ -24,6 +24,7 @@ import modelcache
 from modelcache.agent.daemon import Daemon
 from modelcache.agent.tally import BUCKETS_S
 from modelcache.domain.wanted import ModelPhase, WantedStatus
+from modelcache.faces.http.foresight_metrics import ForesightMetrics
 
 MODELS_MAX: Final = 200  # more series of one node would help nobody; the most urgent are shown
 ID_DIGITS: Final = 12
@@ -35,6 +36,7 @@ def registry_for(daemon: Daemon) -> CollectorRegistry:
     """A registry of its own: what else runs in this process does not get into it."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Daemon(daemon))
+    registry.register(ForesightMetrics(daemon.node))
     ProcessCollector(namespace="modelcache", registry=registry)
     return registry
 
