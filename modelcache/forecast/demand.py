@@ -9,8 +9,13 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from typing import Final
 
 from modelcache.errors import UsageError
+
+SLOPE_SAMPLES_MIN: Final = 3
+SLOPE_SAMPLES_MAX: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +47,26 @@ def growths(samples: Sequence[Sample], horizon_s: float) -> list[float]:
 
 
 def slope(samples: Sequence[Sample], window_s: float) -> float:
-    """How fast the rate changes, per second, by least squares over the last `window_s`.
+    """How fast the rate changes, per second: as two thirds of all pairs in the last `window_s` do.
 
-    0 where one sample, or none, is all there is.
+    0 where there are fewer than three samples. Ranks of the slopes of pairs (as of Theil and Sen's
+    estimator, doi 10.1080/01621459.1968.10480934) follow a ramp as least squares would, and do not
+    take a step for one: demand that has doubled at once need not go on doubling. The median would,
+    in the moment in which the step is in the middle of the window, when a little more than half of
+    the pairs stand on both sides of it; two thirds never do.
     """
     if not samples:
         return 0.0
     times = [each.at_s for each in samples]
     last = samples[bisect_right(times, samples[-1].at_s - window_s) :]
-    mean_s = sum(each.at_s for each in last) / len(last)
-    mean = sum(each.rate for each in last) / len(last)
-    spread = sum((each.at_s - mean_s) ** 2 for each in last)
-    if spread <= 0:
-        return 0.0
-    return sum((each.at_s - mean_s) * (each.rate - mean) for each in last) / spread
+    # Evenly thinned, the newest among them; pairs grow with the square.
+    thinned = last[:: -max(1, math.ceil(len(last) / SLOPE_SAMPLES_MAX))]
+    slopes = [
+        (later.rate - before.rate) / (later.at_s - before.at_s)
+        for later, before in combinations(thinned, 2)
+        if later.at_s > before.at_s
+    ]
+    return quantile(slopes, 1 / 3) if len(thinned) >= SLOPE_SAMPLES_MIN and slopes else 0.0
 
 
 def quantile(values: Sequence[float], level: float) -> float:

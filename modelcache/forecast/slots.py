@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from modelcache.errors import UsageError
 
@@ -64,14 +65,11 @@ def jointly_packed(places: Sequence[Place], gpus: Mapping[str, int]) -> dict[str
     """
     if any(needed < 1 for needed in gpus.values()):
         raise UsageError("a replica needs at least one GPU to have a place")
-    free = {place.name: max(0, place.free_gpus) for place in places if place.schedulable}
-    rivals = {place.name: sum(1 for model in gpus if _is_warm(place, model)) for place in places}
+    packing = _Packing([place for place in places if place.schedulable], gpus)
     packed = dict.fromkeys(gpus, 0)
     waiting = sorted(gpus, key=lambda model: (-gpus[model], model))
     while waiting:
-        waiting = [
-            model for model in waiting if _place_one(places, model, gpus[model], free, rivals)
-        ]
+        waiting = [model for model in waiting if packing.place_one(model)]
         for model in waiting:
             packed[model] += 1
     return packed
@@ -92,19 +90,40 @@ def _is_warm(place: Place, model: str) -> bool:
     return held is not None and held.warm
 
 
-def _place_one(
-    places: Sequence[Place],
-    model: str,
-    needed: int,
-    free: dict[str, int],
-    rivals: Mapping[str, int],
-) -> bool:
-    fitting = [
-        place.name
-        for place in places
-        if free.get(place.name, 0) >= needed and _is_warm(place, model)
-    ]
-    if not fitting:
+class _Packing:
+    """What is free while replicas take their places.
+
+    Each model has a heap of the nodes that have it, the best first. A node's entry is good while
+    it says what is free there now; whoever takes something puts new entries into the heaps of all
+    models that the node has. So a replica costs a step in a heap, not a look at every node.
+    """
+
+    def __init__(self, places: Sequence[Place], gpus: Mapping[str, int]) -> None:
+        self._gpus = gpus
+        self._free = {place.name: max(0, place.free_gpus) for place in places}
+        self._models = {
+            place.name: [
+                model for model in place.models if model in gpus and _is_warm(place, model)
+            ]
+            for place in places
+        }
+        self._heaps: dict[str, list[tuple[int, int, str]]] = {model: [] for model in gpus}
+        for place in places:
+            self._offer(place.name)
+
+    def place_one(self, model: str) -> bool:
+        """Give one replica the node of the fewest rivals, then the least room. False: none fits."""
+        heap, needed = self._heaps[model], self._gpus[model]
+        while heap:
+            _, free, name = heappop(heap)
+            if free == self._free[name] and free >= needed:
+                self._free[name] -= needed
+                self._offer(name)
+                return True
         return False
-    free[min(fitting, key=lambda name: (rivals[name], free[name], name))] -= needed
-    return True
+
+    def _offer(self, name: str) -> None:
+        free, models = self._free[name], self._models[name]
+        for model in models:
+            if free >= self._gpus[model]:
+                heappush(self._heaps[model], (len(models), free, name))

@@ -108,6 +108,16 @@ def test_a_counter_that_began_anew_counts_from_zero():
     assert rate_between(1, 2, 0) is None
 
 
+def test_a_step_is_no_slope():
+    for before in range(1, 12):
+        step = [Sample(i * 10.0, 24.0 if i >= before else 2.0) for i in range(20)]
+        for end in range(1, 20):
+            for window_s in (30, 60, 100, 200):
+                assert slope(step[:end], window_s) == 0
+    step = [*steady(2.0, 8), *[Sample(80 + i * 10.0, 24.0) for i in range(5)]]
+    assert recommended_replicas(step, horizon_s=90, costs=COSTS, per_replica=2) == 12
+
+
 def test_slope_is_of_the_window_alone():
     samples = [*steady(50, 100, 1.0), *[Sample(100 + i, 50 + 2 * i) for i in range(60)]]
     assert slope(samples, 60) == pytest.approx(2)
