@@ -25,6 +25,7 @@ from modelcache.main import (
     mounting,
     pulling,
     pushing,
+    scaler,
     volumes,
     wanting,
     webhook,
@@ -44,6 +45,7 @@ MODULES: Final = (
     volumes,
     webhook,
     controller,
+    scaler,
     access,
     machine,
 )
@@ -75,6 +77,7 @@ ORDER: Final = [
     "csi",
     "webhook",
     "controller",
+    "scaler",
     "doctor",
     "version",
 ]

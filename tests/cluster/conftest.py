@@ -12,7 +12,7 @@ import yaml
 from lightkube import ApiError, Client
 from lightkube.resources.apiextensions_v1 import CustomResourceDefinition
 
-from modelcache.faces.kubernetes.objects import ModelPrefetch, NodeModels
+from modelcache.faces.kubernetes.objects import ModelPrefetch, ModelScale, NodeModels
 from tests.cluster.support import wait_until
 from tests.servers.control_plane import ControlPlane
 from tests.servers.process import ServerUnavailable
@@ -42,13 +42,13 @@ def install_crds(client: Client) -> None:
         crd = CustomResourceDefinition.from_dict(yaml.safe_load(path.read_text()))
         client.create(crd)
         client.wait(CustomResourceDefinition, crd.metadata.name, for_conditions=["Established"])
-    for kind in (NodeModels, ModelPrefetch):  # established before they are served
+    for kind in (NodeModels, ModelPrefetch, ModelScale):  # established before they are served
         wait_until(partial(_is_served, client, kind))
 
 
 def _is_served(client: Client, kind: type[Any]) -> bool:
     try:
-        list(client.list(kind))
+        list(client.list(kind, namespace="*") if kind is ModelScale else client.list(kind))
     except ApiError:
         return False
     return True

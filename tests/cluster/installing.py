@@ -2,7 +2,8 @@
 
     python -m tests.cluster.installing
 
-writes daemonset/manifests/base anew from the chart's defaults; a test holds the two together.
+writes daemonset/manifests anew: the base from the chart's defaults, components from the values that
+turn them on. Tests hold the two together.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from tests.servers.process import TOOLS
 DAEMONSET = Path(__file__).resolve().parents[2] / "daemonset"
 CHART = DAEMONSET / "chart"
 BASE = DAEMONSET / "manifests" / "base"
+COMPONENTS = DAEMONSET / "manifests" / "components"
+COMPONENT_VALUES: dict[str, dict[str, Any]] = {"scaler": {"scaler.enabled": True}}
 OVERLAY = DAEMONSET / "manifests" / "overlays" / "example"
 NAMESPACE = "modelcache"
 TOKEN_SECRET = "modelcache-peers"  # noqa: S105 - an object's name
@@ -140,15 +143,30 @@ def write_base() -> None:
         elif key(found) != ("Secret", TOKEN_SECRET):
             files.setdefault(_FILES.get(component, f"{component}.yaml"), []).append(found)
     for name, objects in files.items():
-        text = yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=100)
-        note = (
-            "# As the chart has it with its defaults; made by: python -m tests.cluster.installing"
-        )
-        (BASE / name).write_text(f"{note}\n{text}")
+        _write(BASE / name, objects, "its defaults")
     crds = BASE / "crds"
     crds.mkdir(exist_ok=True)
     for path in sorted((CHART / "crds").glob("*.yaml")):
         (crds / path.name).write_text(path.read_text())
+
+
+def component(name: str) -> list[Object]:
+    """What the chart makes of a part that is not on by default."""
+    label = "app.kubernetes.io/component"
+    objects = map(portable, rendered(COMPONENT_VALUES[name]))
+    return [each for each in objects if each["metadata"]["labels"][label] == name]
+
+
+def write_components() -> None:
+    """Each into its own folder, where a kustomization names it."""
+    for name, values in COMPONENT_VALUES.items():
+        _write(COMPONENTS / name / f"{name}.yaml", component(name), ", ".join(values))
+
+
+def _write(path: Path, objects: list[Object], values: str) -> None:
+    text = yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=100)
+    note = f"# As the chart has it with {values}; made by: python -m tests.cluster.installing"
+    path.write_text(f"{note}\n{text}")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -168,3 +186,4 @@ def _run(command: list[str]) -> str:
 
 if __name__ == "__main__":
     write_base()
+    write_components()

@@ -44,6 +44,8 @@ from tests.agent.nodes import Models, node_settings, ref_to
 from tests.cluster.installing import (
     BASE,
     CHART,
+    COMPONENT_VALUES,
+    COMPONENTS,
     DAEMONSET,
     NAMESPACE,
     OVERLAY,
@@ -51,6 +53,7 @@ from tests.cluster.installing import (
     Kubectl,
     Object,
     by_key,
+    component,
     documents,
     helm,
     key,
@@ -129,6 +132,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "webhook.objectSelector": {"matchLabels": {"models": "yes"}},
         "imagePullSecrets": [{"name": "registry"}],
         "image.digest": f"sha256:{'0' * 64}",
+    },
+    "a scaler": {"scaler.enabled": True, "networkPolicy.enabled": True},
+    "a scaler with certificates by cert-manager": {
+        "scaler.enabled": True,
+        "scaler.certificates": "cert-manager",
+        "scaler.prometheus.url": "http://prometheus.monitoring:9090",
+        "scaler.prometheus.tokenSecret": "prometheus",
+    },
+    "a scaler beside another server of external metrics": {
+        "scaler.enabled": True,
+        "scaler.externalMetrics.apiService": False,
+        "scaler.certificates": "existing",
+        "scaler.existingSecret": "tls",
+    },
+    "a scaler without external metrics": {
+        "scaler.enabled": True,
+        "scaler.externalMetrics.enabled": False,
     },
     "service monitors": {"monitoring.serviceMonitor": True, "monitoring.labels": {"release": "p"}},
 }
@@ -359,6 +379,17 @@ def test_manifests_are_what_the_chart_makes(kubectl: Kubectl):
     for each in (*chart.values(), *crds):
         assert found[key(each)] == each, hint
     kubectl.apply(base, dry_run=True)
+
+
+@pytest.mark.parametrize("name", COMPONENT_VALUES)
+def test_components_are_what_the_chart_makes(kubectl: Kubectl, name: str):
+    hint = "run: python -m tests.cluster.installing"
+    written = documents((COMPONENTS / name / f"{name}.yaml").read_text())
+    assert written == component(name), hint
+    assert written
+    (listed,) = documents((COMPONENTS / name / "kustomization.yaml").read_text())
+    assert listed["resources"] == [f"{name}.yaml"]
+    kubectl.apply(written, dry_run=True)
 
 
 def test_an_overlay_changes_what_it_says(kubectl: Kubectl):

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from lightkube import KubeConfig
 
 from modelcache.faces.kubernetes.connect import ClusterClient
-from tests.servers.certificates import make_certificates
+from tests.servers.certificates import Authority, make_certificates
 from tests.servers.process import Server, ServerUnavailable, free_port
 
 VERSION = "v1.36.3"
@@ -35,6 +35,7 @@ PROGRAMS = {
     "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
 }
 ADMIN = "admin-token"
+FRONT_PROXY = "front-proxy-client"
 START_S = 60.0
 
 
@@ -80,6 +81,11 @@ class ApiServer(Server):
         super().__init__()
         self.etcd = etcd
         self.certificates = make_certificates(self.folder / "certificates")
+        # How it shows extension servers who it is, behind its aggregation.
+        self.front_proxies = Authority(self.folder / "front-proxy")
+        self.front_proxy = self.front_proxies.issue(
+            "client", FRONT_PROXY, (f"DNS:{FRONT_PROXY}",), usage="clientAuth"
+        )
         self.users: dict[str, tuple[str, tuple[str, ...]]] = {
             ADMIN: ("admin", ("system:masters",)),
         }
@@ -114,6 +120,14 @@ class ApiServer(Server):
             f"--service-account-signing-key-file={self.service_account_key}",
             f"--service-account-key-file={self.service_account_key}",
             "--service-cluster-ip-range=10.0.0.0/24",
+            f"--requestheader-client-ca-file={self.front_proxies.ca_file}",
+            f"--requestheader-allowed-names={FRONT_PROXY}",
+            "--requestheader-username-headers=X-Remote-User",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+            f"--proxy-client-cert-file={self.front_proxy.cert_file}",
+            f"--proxy-client-key-file={self.front_proxy.key_file}",
+            "--enable-aggregator-routing=false",  # a Service may then be a name outside
             "--allow-privileged=true",
             # Without its controller there is no default account to be added to pods.
             "--disable-admission-plugins=ServiceAccount",

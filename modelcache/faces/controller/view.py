@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from modelcache.domain.wanted import ModelPhase
 from modelcache.faces.kubernetes.objects import seconds_of
+from modelcache.forecast.slots import Ready
 
 WARM: Final = 100
 SILENT_S: Final = 180.0  # an agent tells something every minute
@@ -24,6 +25,9 @@ class Held:
     phase: str
     message: str
     holders: int
+    total_bytes: int = 0
+    missing_bytes: int = 0
+    ready: Ready | None = None
 
     @property
     def warm(self) -> bool:
@@ -77,6 +81,8 @@ def views_of(items: Iterable[Mapping[str, Any]]) -> dict[str, NodeView]:
 
 
 def _held(model: Mapping[str, Any]) -> Held:
+    total, done = int(model.get("totalBytes") or 0), int(model.get("doneBytes") or 0)
+    missing = model.get("missingBytes")
     return Held(
         wanted_id=str(model.get("wantedId") or ""),
         ref=str(model.get("ref") or ""),
@@ -85,4 +91,14 @@ def _held(model: Mapping[str, Any]) -> Held:
         phase=str(model.get("phase") or ModelPhase.QUEUED.value),
         message=str(model.get("message") or ""),
         holders=int(model.get("holders") or 0),
+        total_bytes=total,
+        missing_bytes=max(0, total - done if missing is None else int(missing)),
+        ready=_ready(model.get("ready")),
     )
+
+
+def _ready(told: Mapping[str, Any] | None) -> Ready | None:
+    """What the agent predicts, where it does."""
+    if not told or "p50Seconds" not in told or "p90Seconds" not in told:
+        return None
+    return Ready(float(told["p50Seconds"]), float(told["p90Seconds"]), bool(told.get("confident")))

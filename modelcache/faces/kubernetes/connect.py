@@ -17,15 +17,28 @@ from lightkube.config.kubeconfig import SingleConfig
 from lightkube.config.models import User
 from lightkube.core.exceptions import ConfigError
 from lightkube.resources.admissionregistration_v1 import MutatingWebhookConfiguration
+from lightkube.resources.apiregistration_v1 import APIService
+from lightkube.resources.authorization_v1 import SubjectAccessReview
 from lightkube.resources.coordination_v1 import Lease
-from lightkube.resources.core_v1 import Event, Node, Pod, Secret
+from lightkube.resources.core_v1 import ConfigMap, Event, Node, Pod, Secret
 from lightkube.resources.discovery_v1 import EndpointSlice
 
 from modelcache.errors import InvalidConfig
 from modelcache.faces.kubernetes.names import FIELD_MANAGER
 
 ANSWER_S: Final = 15.0
-_KINDS: Final = (Pod, Node, Event, Lease, EndpointSlice, Secret, MutatingWebhookConfiguration)
+_KINDS: Final = (
+    APIService,
+    ConfigMap,
+    EndpointSlice,
+    Event,
+    Lease,
+    MutatingWebhookConfiguration,
+    Node,
+    Pod,
+    Secret,
+    SubjectAccessReview,
+)
 _preparing = threading.Lock()
 _prepared: list[msgspec.json.Decoder[Any]] = []
 

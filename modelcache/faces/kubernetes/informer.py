@@ -41,14 +41,19 @@ class Informer(Generic[Item]):
         kind: type[Any],
         *,
         labels: Mapping[str, Any] | None = None,
-        fields: Mapping[str, str] | None = None,
+        fields: Mapping[str, Any] | None = None,
         namespace: str | None = None,
         changed: Callable[[Item], None] | None = None,
         gone: Callable[[Item], None] | None = None,
         synced: Callable[[], None] | None = None,
+        keep: Callable[[Any], Item] | None = None,
         log: Log | None = None,
     ) -> None:
-        """labels, fields: selectors. namespace: `*` for all. synced: called after each list."""
+        """labels, fields: selectors. namespace: `*` for all. synced: called after each list.
+
+        keep: what to remember of an object, where all of it is too much; it has to have the
+        namespace, name and resourceVersion in its metadata.
+        """
         self._client = client
         self._kind = kind
         self._where: dict[str, Any] = {}
@@ -59,6 +64,7 @@ class Informer(Generic[Item]):
         if namespace is not None:
             self._where["namespace"] = namespace
         self._changed, self._gone, self._synced, self._log = changed, gone, synced, log
+        self._keep = keep
         self._items: dict[tuple[str, str], Item] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -111,7 +117,7 @@ class Informer(Generic[Item]):
 
     def _list(self) -> str:
         found = self._client.list(self._kind, **self._where)
-        items = {_key(item): item for item in found}
+        items = {_key(item): item for item in map(self._kept, found)}
         with self._lock:
             before, self._items = self._items, dict(items)
         for key, item in before.items():
@@ -127,11 +133,12 @@ class Informer(Generic[Item]):
         return str(found.resourceVersion)
 
     def _watch(self, version: str) -> None:
-        for kind, item in self._client.watch(
+        for kind, whole in self._client.watch(
             self._kind, server_timeout=WATCH_S, resource_version=version, **self._where
         ):
             if self._stopped.is_set():
                 return
+            item = self._kept(whole)
             key = _key(item)
             with self._lock:
                 if kind == "DELETED":
@@ -139,6 +146,12 @@ class Informer(Generic[Item]):
                 else:
                     self._items[key] = item
             self._call(self._gone if kind == "DELETED" else self._changed, item)
+
+    def _kept(self, item: Any) -> Item:  # noqa: ANN401 - of the informer's kind
+        if self._keep is not None:
+            return self._keep(item)
+        found: Item = item
+        return found
 
     def _call(self, callback: Callable[[Item], None] | None, item: Item) -> None:
         if callback is not None and not self._stopped.is_set():

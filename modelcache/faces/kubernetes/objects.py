@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Final
 
-from lightkube.generic_resource import create_global_resource
+from lightkube.generic_resource import create_global_resource, create_namespaced_resource
 
 from modelcache.faces.kubernetes.names import GROUP, VERSION
 
 NodeModels: Final = create_global_resource(GROUP, VERSION, "NodeModels", "nodemodels")
 ModelPrefetch: Final = create_global_resource(GROUP, VERSION, "ModelPrefetch", "modelprefetches")
+ModelScale: Final = create_namespaced_resource(GROUP, VERSION, "ModelScale", "modelscales")
 
 
 def now_text() -> str:

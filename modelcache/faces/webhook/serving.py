@@ -21,7 +21,7 @@ BACKLOG: Final = 128
 KEEP_ALIVE_S: Final = 120
 
 
-class _Connection(H11Protocol):
+class Connection(H11Protocol):
     """One that does not wait, when all ends, for a peer that is silent to say goodbye over TLS."""
 
     def shutdown(self) -> None:
@@ -51,10 +51,14 @@ def bind(host: str, port: int) -> socket.socket:
 
 @asynccontextmanager
 async def serving(
-    app: ASGIApp, listener: socket.socket, context: ssl.SSLContext
+    app: ASGIApp,
+    listener: socket.socket,
+    context: ssl.SSLContext,
+    *,
+    speaks: type[Connection] = Connection,
 ) -> AsyncIterator[None]:
-    """Answer while entered; at the end, finish what is being answered."""
-    settings = configuration(app, http=_Connection, keep_alive_s=KEEP_ALIVE_S)
+    """Answer while entered; at the end, finish what is being answered, and close the listener."""
+    settings = configuration(app, http=speaks, keep_alive_s=KEEP_ALIVE_S)
     settings.load()
     settings.ssl = context  # its own options know files only, read once
     server = Server(settings)

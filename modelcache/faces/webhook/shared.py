@@ -1,8 +1,8 @@
 """Certificates that all replicas share: kept in a Secret, and trusted by the API server.
 
 Replicas agree through the Secret alone: whoever writes it first, on the version it has read, has
-decided, and the others take what is there. The bundle of the MutatingWebhookConfiguration is
-brought up to date before a certificate is shown, and again whenever somebody has overwritten it.
+decided, and the others take what is there. The bundle of the object that has the API server call us
+is brought up to date before a certificate is shown, and again whenever somebody has overwritten it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import httpx2
 from lightkube import ApiError, Client
@@ -39,12 +39,28 @@ _LABELS: Final = {"app.kubernetes.io/managed-by": "modelcache"}
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Objects of the cluster. hosts: under what names the API server calls the webhook."""
+    """Objects of the cluster. hosts: under what names the API server calls us.
+
+    configuration: the object in which the API server finds whom to trust.
+    """
 
     namespace: str
     secret: str
     configuration: str
     hosts: tuple[str, ...]
+
+
+class Trust(Protocol):
+    """Has the API server trust an authority."""
+
+    @property
+    def what(self) -> str:
+        """The object that says so."""
+        ...
+
+    def __call__(self, bundle: bytes) -> None:
+        """Bring it up to date with this PEM. Raises what the client does."""
+        ...
 
 
 def service_hosts(service: str, namespace: str) -> tuple[str, ...]:
@@ -65,11 +81,13 @@ class SharedCertificates:
         where: Where,
         log: Log,
         *,
+        trust: Trust | None = None,
         now: Callable[[], datetime] = _utc_now,
     ) -> None:
+        """trust: that of a MutatingWebhookConfiguration unless it is another's."""
         self._client = client
         self._where = where
-        self._log = log
+        self._trust = trust or WebhookTrust(client, where.configuration, log)
         self._now = now
 
     def current(self) -> Pair:
@@ -81,7 +99,7 @@ class SharedCertificates:
         where = self._where
         with _translated(f"Secret {where.namespace}/{where.secret}"):
             kept = self._agree()
-        with _translated(f"MutatingWebhookConfiguration {where.configuration}"):
+        with _translated(self._trust.what):
             self._trust(kept.bundle(self._now()))
         return kept.serving
 
@@ -119,8 +137,23 @@ class SharedCertificates:
             raise
         return True
 
-    def _trust(self, bundle: bytes) -> None:
-        name = self._where.configuration
+
+class WebhookTrust:
+    """That of a MutatingWebhookConfiguration."""
+
+    def __init__(self, client: Client, name: str, log: Log) -> None:
+        self._client = client
+        self._name = name
+        self._log = log
+
+    @property
+    def what(self) -> str:
+        """See Trust."""
+        return f"MutatingWebhookConfiguration {self._name}"
+
+    def __call__(self, bundle: bytes) -> None:
+        """See Trust."""
+        name = self._name
         try:
             found = self._client.get(MutatingWebhookConfiguration, name)
         except ApiError as error:

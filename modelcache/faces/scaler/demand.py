@@ -1,0 +1,199 @@
+"""What the demand for each scale was in the last hour, read at its interval.
+
+One thread says whose turn it is, a few others wait for answers. A reading that fails leaves the
+history as it is; a history whose newest sample is too old counts as not known, for a number that
+nobody can vouch for must not scale anything down.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Final, Protocol
+
+from modelcache.errors import ModelcacheError, NotFound, UsageError
+from modelcache.faces.kubernetes.informer import Log
+from modelcache.faces.scaler.cluster import View
+from modelcache.faces.scaler.declared import FromPods, FromPrometheus, Key, Scale
+from modelcache.faces.scaler.facts import PodFacts
+from modelcache.forecast.demand import Sample, rate_between
+
+READERS_MAX: Final = 16
+PODS_MAX: Final = 500  # that are read for one scale; more want a Prometheus
+HISTORY_S: Final = 3600.0
+SAMPLES_MAX: Final = 1200
+TICK_S: Final = 0.2
+STALE_INTERVALS: Final = 3
+STALE_MIN_S: Final = 15.0
+
+
+class Reads(Protocol):
+    """What answers: see `scraping.Scraper`."""
+
+    def metric(self, host: str, port: int, path: str, metric: str, labels: dict[str, str]) -> float:
+        """See the class."""
+        ...
+
+    def query(self, query: str) -> float:
+        """See the class."""
+        ...
+
+
+@dataclass(slots=True)
+class _History:
+    source: FromPods | FromPrometheus
+    stale_s: float
+    samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
+    counters: dict[str, tuple[float, float]] = field(default_factory=dict)  # when, what; by uid
+    due_s: float = -math.inf
+    reading: bool = False
+    problem: str = "it has not been read yet"
+
+
+class Demand:
+    """See the module. Thread-safe."""
+
+    def __init__(
+        self,
+        scraper: Reads,
+        *,
+        changed: Callable[[Key], None] = lambda _: None,
+        log: Log | None = None,
+    ) -> None:
+        """changed: told of each new sample."""
+        self._scraper = scraper
+        self._changed = changed
+        self._log = log
+        self._histories: dict[Key, _History] = {}
+        self._view = View()
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._pool = ThreadPoolExecutor(READERS_MAX, thread_name_prefix="modelcache-demand")
+        self._thread = threading.Thread(target=self._run, name="modelcache-demand")
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, when what is being read has been."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._pool.shutdown(cancel_futures=True)
+
+    def follow(self, view: View) -> None:
+        """Read for the scales of this view from now on. A source that changed begins anew."""
+        with self._lock:
+            before, self._histories = self._histories, {}
+            for key, scale in view.scales.items():
+                if scale.source is None:
+                    continue
+                old = before.get(key)
+                if old is None or old.source != scale.source:
+                    old = _History(scale.source, 0.0)
+                old.stale_s = max(STALE_MIN_S, STALE_INTERVALS * scale.interval_s)
+                self._histories[key] = old
+            self._view = view
+
+    def samples(self, key: Key) -> tuple[Sample, ...]:
+        """The history; nothing where the newest is too old, or nothing has been read."""
+        with self._lock:
+            history = self._histories.get(key)
+            if history is None or not history.samples:
+                return ()
+            if monotonic() - history.samples[-1].at_s > history.stale_s:
+                return ()
+            return tuple(history.samples)
+
+    def problem(self, key: Key) -> str:
+        """Why the last reading failed; empty where it did not."""
+        with self._lock:
+            history = self._histories.get(key)
+            return "no source of demand is stated" if history is None else history.problem
+
+    def _run(self) -> None:
+        while not self._stopped.wait(TICK_S):
+            now_s = monotonic()
+            with self._lock:
+                view = self._view
+                due = [
+                    (view.scales[key], history)
+                    for key, history in self._histories.items()
+                    if now_s >= history.due_s and not history.reading
+                ]
+                for scale, history in due:
+                    history.reading = True
+                    # From when it was due, so that intervals do not grow by what a reading takes.
+                    late = now_s - history.due_s > scale.interval_s
+                    history.due_s = (now_s if late else history.due_s) + scale.interval_s
+            for scale, history in due:
+                self._pool.submit(self._read, scale, history, view)
+
+    def _read(self, scale: Scale, history: _History, view: View) -> None:
+        problem, rate = "", None
+        try:
+            rate = self._rate(scale, history, view)
+        except ModelcacheError as error:
+            problem = error.message
+        finally:
+            with self._lock:
+                history.reading = False
+                told, history.problem = history.problem, problem
+                if rate is not None:
+                    _append(history, Sample(monotonic(), rate))
+        if rate is not None:
+            self._changed(scale.key)
+        if problem and problem != told and self._log is not None:
+            self._log.warning("demand_unknown", scale=scale.slot_key, message=problem[:200])
+
+    def _rate(self, scale: Scale, history: _History, view: View) -> float | None:
+        """Requests a second now; None where it takes another reading to tell."""
+        source = history.source
+        if isinstance(source, FromPrometheus):
+            return max(0.0, self._scraper.query(source.query))
+        pods = [
+            pod
+            for pod in view.pods_with(scale.key[0], source.selector)
+            if pod.ready and pod.address
+        ]
+        if len(pods) > PODS_MAX:
+            raise UsageError(f"{len(pods)} pods are too many to read one by one; use prometheus")
+        values = self._values(source, pods)
+        if not source.counter:
+            return max(0.0, math.fsum(value for _, value in values.values()))
+        before, history.counters = history.counters, values
+        rates = [
+            rate_between(before[uid][1], value, at_s - before[uid][0])
+            for uid, (at_s, value) in values.items()
+            if uid in before
+        ]
+        known = [rate for rate in rates if rate is not None]
+        return math.fsum(known) if known or not values else None
+
+    def _values(self, source: FromPods, pods: list[PodFacts]) -> dict[str, tuple[float, float]]:
+        """When and what, by the pods' uids. A pod that has counted nothing yet has no sample."""
+        values: dict[str, tuple[float, float]] = {}
+        lacking: NotFound | None = None
+        for pod in pods:
+            try:
+                value = self._scraper.metric(
+                    pod.address, source.port, source.path, source.metric, dict(source.labels)
+                )
+            except NotFound as error:
+                value, lacking = 0.0, error
+            values[pod.uid] = (monotonic(), value)
+        if lacking is not None and not any(value for _, value in values.values()):
+            raise lacking
+        return values
+
+
+def _append(history: _History, sample: Sample) -> None:
+    history.samples.append(sample)
+    while history.samples and sample.at_s - history.samples[0].at_s > HISTORY_S:
+        history.samples.popleft()

@@ -1,0 +1,261 @@
+"""`scaler`: what autoscalers and schedulers ask, and the statuses of ModelScale objects."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from modelcache.errors import UsageError
+from modelcache.main.app import LogFormat, LogLevel, app, settings_for
+
+if TYPE_CHECKING:
+    import socket
+
+    from lightkube import Client
+
+    from modelcache.faces.scaler.life import MetricsFace, Scaler, Writer
+    from modelcache.faces.webhook.tls import Certificates
+
+LEASE: Final = "modelcache-scaler"
+NAMESPACE_VARIABLE: Final = "POD_NAMESPACE"
+LISTEN: Final = "[::]:9444"
+PLAIN: Final = "[::]:9872"
+SECRET_SUFFIX: Final = "-certificates"  # noqa: S105 - of an object's name
+LINGER_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Flags:
+    """What was asked for, checked."""
+
+    listen: tuple[str, int] | None
+    files: tuple[Path, Path] | None
+    service: str
+    secret: str
+    plain: tuple[str, int]
+    kubeconfig: str
+    namespace: str
+    identity: str
+    prometheus: str
+    token_file: Path | None
+    linger_s: float
+
+
+@app.command()
+def scaler(  # noqa: PLR0917 - one parameter for each option
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="External metrics, over HTTPS.")
+    ] = LISTEN,
+    cert_file: Annotated[
+        Path | None,
+        typer.Option("--cert-file", metavar="FILE", help="Certificate; read again as it changes."),
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option("--key-file", metavar="FILE", help="Its key.")
+    ] = None,
+    service: Annotated[
+        str,
+        typer.Option(
+            "--service", metavar="NAME", help="Make certificates; the Service in front of us."
+        ),
+    ] = "",
+    secret: Annotated[
+        str,
+        typer.Option(
+            "--secret",
+            metavar="NAME",
+            help=f"With --service: where replicas share them; default: SERVICE{SECRET_SUFFIX}.",
+        ),
+    ] = "",
+    plain_listen: Annotated[
+        str, typer.Option("--plain-listen", metavar="HOST:PORT", help="Probes and metrics.")
+    ] = PLAIN,
+    prometheus: Annotated[
+        str,
+        typer.Option("--prometheus", metavar="URL", help="Where ModelScales' queries are asked."),
+    ] = "",
+    prometheus_token_file: Annotated[
+        Path | None,
+        typer.Option("--prometheus-token-file", metavar="FILE", help="A bearer token for it."),
+    ] = None,
+    kubeconfig: Annotated[
+        str, typer.Option("--kubeconfig", metavar="FILE", help="Cluster; default: this pod's.")
+    ] = "",
+    namespace: Annotated[
+        str,
+        typer.Option(
+            "--namespace", metavar="NAME", help=f"Our own; default: ${NAMESPACE_VARIABLE}."
+        ),
+    ] = "",
+    identity: Annotated[
+        str,
+        typer.Option("--identity", metavar="NAME", help="This replica; default: the host's name."),
+    ] = "",
+    linger: Annotated[
+        str, typer.Option("--linger", metavar="5s", help="Answer so long after SIGTERM.")
+    ] = f"{LINGER_S:.0f}s",
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Tell autoscalers how many replicas models need, where they start warm, and how soon.
+
+    External metrics are answered with --service, which makes certificates, or with --cert-file and
+    --key-file. Any number of it may run. It ends in order on SIGTERM.
+    """
+    from modelcache.main.extras import needs_extra  # noqa: PLC0415 - see the package
+    from modelcache.main.logs import logger_for  # noqa: PLC0415
+
+    with needs_extra():
+        from modelcache.config import parse_duration  # noqa: PLC0415
+        from modelcache.domain.listening import parse_listen  # noqa: PLC0415
+
+        files = _files(cert_file, key_file, service, secret)
+        flags = _Flags(
+            listen=parse_listen(listen) if files or service else None,
+            files=files,
+            service=_named(service),
+            secret=_named(secret or f"{service}{SECRET_SUFFIX}"),
+            plain=parse_listen(plain_listen),
+            kubeconfig=kubeconfig,
+            namespace=namespace or os.environ.get(NAMESPACE_VARIABLE, ""),
+            identity=identity or f"{os.uname().nodename}-{os.getpid()}",
+            prometheus=_url(prometheus),
+            token_file=prometheus_token_file,
+            linger_s=parse_duration(linger),
+        )
+        if flags.token_file is not None and not flags.prometheus:
+            raise UsageError("--prometheus-token-file is for --prometheus")
+        settings = settings_for(
+            None,
+            None,
+            {
+                "--log-format": ("agent.log_format", log_format),
+                "--log-level": ("agent.log_level", log_level),
+            },
+        )
+        _run(flags, logger_for(settings.agent))
+
+
+def _files(
+    certificate: Path | None, key: Path | None, service: str, secret: str
+) -> tuple[Path, Path] | None:
+    if service and (certificate or key):
+        raise UsageError("--service makes certificates; leave --cert-file and --key-file out")
+    if secret and not service:
+        raise UsageError("--secret is for --service; with files it means nothing")
+    if (certificate is None) != (key is None):
+        raise UsageError("--cert-file and --key-file go together")
+    return None if certificate is None or key is None else (certificate, key)
+
+
+def _named(name: str) -> str:
+    from modelcache.domain.addresses import is_host  # noqa: PLC0415 - see the package
+
+    if name and not is_host(name):
+        raise UsageError(f"{name[:80]!r} cannot be the name of anything in a cluster")
+    return name
+
+
+def _url(text: str) -> str:
+    from urllib.parse import urlsplit  # noqa: PLC0415 - see the package
+
+    if not text:
+        return ""
+    wrong = UsageError("--prometheus takes an address such as http://prometheus.monitoring:9090")
+    try:
+        parts = urlsplit(text)
+        fits = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError as error:
+        raise wrong from error
+    if not fits or parts.query or parts.fragment:
+        raise wrong
+    return text
+
+
+def _run(flags: _Flags, log: Any) -> None:  # noqa: ANN401 - structlog's loggers have no one type
+    import asyncio  # noqa: PLC0415 - half of what any command would take to start
+
+    from modelcache.faces.controller.leading import Leading  # noqa: PLC0415 - see the package
+    from modelcache.faces.kubernetes.connect import connect  # noqa: PLC0415
+    from modelcache.faces.scaler.cluster import Cluster  # noqa: PLC0415
+    from modelcache.faces.scaler.demand import Demand  # noqa: PLC0415
+    from modelcache.faces.scaler.life import Scaler, Writer  # noqa: PLC0415
+    from modelcache.faces.scaler.scraping import Scraper  # noqa: PLC0415
+    from modelcache.faces.scaler.writing import Writing  # noqa: PLC0415
+    from modelcache.faces.webhook.serving import bind  # noqa: PLC0415
+
+    with ExitStack() as stack:
+        client = stack.enter_context(connect(flags.kubeconfig))
+        plain = stack.enter_context(bind(*flags.plain))
+        listener = stack.enter_context(bind(*flags.listen)) if flags.listen else None
+        scraper = Scraper(flags.prometheus, flags.token_file)
+        stack.callback(scraper.close)
+        parts = Scaler(Cluster(client, log=log), Demand(scraper, log=log))
+
+        def leading() -> Leading:
+            return Leading(
+                client,
+                name=LEASE,
+                namespace=flags.namespace or client.namespace,
+                me=flags.identity,
+                log=log,
+            )
+
+        writer = Writer(leading, Writing(client, parts.cluster, parts.outlooks, log=log))
+        face = _metrics_face(flags, client, parts, listener, log) if listener else None
+        asyncio.run(_serve(parts, writer, plain, face, log=log, linger_s=flags.linger_s))
+
+
+def _metrics_face(
+    flags: _Flags,
+    client: Client,
+    parts: Scaler,
+    listener: socket.socket,
+    log: Any,  # noqa: ANN401 - see above
+) -> MetricsFace:
+    from modelcache.faces.scaler.allowing import Allowing  # noqa: PLC0415 - see the package
+    from modelcache.faces.scaler.front_proxies import FrontProxies  # noqa: PLC0415
+    from modelcache.faces.scaler.life import MetricsFace  # noqa: PLC0415
+    from modelcache.faces.scaler.metrics_api import MetricsApi  # noqa: PLC0415
+
+    proxies = FrontProxies(client, log)
+    api = MetricsApi(parts.outlooks, Allowing(client), parts.metrics, proxies.current, log)
+    return MetricsFace(api, listener, _source(flags, client, log), proxies)
+
+
+def _source(flags: _Flags, client: Client, log: Any) -> Certificates:  # noqa: ANN401
+    from modelcache.faces.scaler.registering import NAME, RegisteredTrust  # noqa: PLC0415
+    from modelcache.faces.webhook import shared  # noqa: PLC0415 - see the package
+    from modelcache.faces.webhook.tls import CertificateFiles  # noqa: PLC0415
+
+    if flags.files is not None:
+        return CertificateFiles(*flags.files)
+    namespace = flags.namespace or client.namespace
+    hosts = shared.service_hosts(flags.service, namespace)
+    where = shared.Where(namespace, flags.secret, NAME, hosts)
+    trust = RegisteredTrust(client, flags.service, namespace, log)
+    return shared.SharedCertificates(client, where, log, trust=trust)
+
+
+async def _serve(
+    parts: Scaler,
+    writer: Writer,
+    plain: socket.socket,
+    face: MetricsFace | None,
+    *,
+    log: Any,  # noqa: ANN401
+    linger_s: float,
+) -> None:
+    import asyncio  # noqa: PLC0415 - see above
+
+    from modelcache.faces.scaler.life import run  # noqa: PLC0415
+    from modelcache.main.serving import on_signals  # noqa: PLC0415
+
+    ending = asyncio.Event()
+    on_signals(ending.set)
+    await run(parts, writer, plain, face, log, ending=ending, linger_s=linger_s)
