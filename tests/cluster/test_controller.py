@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from lightkube import ApiError, Client
-from lightkube.models.core_v1 import PodSchedulingGate
+from lightkube.models.core_v1 import PodCondition, PodReadinessGate, PodSchedulingGate
 from lightkube.resources.coordination_v1 import Lease
 from lightkube.resources.core_v1 import Event, Node, Pod
 from lightkube.types import PatchType
@@ -19,6 +19,7 @@ from modelcache.domain.refs import parse_ref
 from modelcache.domain.wanted import wanted_id
 from modelcache.faces.controller.controlling import Controlling
 from modelcache.faces.controller.leading import Leading
+from modelcache.faces.controller.readiness import MESSAGE_EVERY_S
 from modelcache.faces.kubernetes import names
 from modelcache.faces.kubernetes.objects import ModelPrefetch, NodeModels, now_text
 from tests.cluster.support import delete_pod, events_of, make_node, make_pod, remove, wait_until
@@ -29,8 +30,14 @@ LLAMA, QWEN = "s3://models/llama", "hf://org/qwen"
 IDS = {LLAMA: "a" * 64, QWEN: "b" * 64}
 
 
-def report(client: Client, node: str, ready: bool = True, **percents: int) -> None:
-    """As the node's agent tells it. percents: by name, `llama` or `qwen`."""
+def report(
+    client: Client,
+    node: str,
+    ready: bool = True,
+    seconds: tuple[float, float] | None = None,
+    **percents: int,
+) -> None:
+    """As the node's agent tells it. percents: by name, `llama` or `qwen`. seconds: p50 and p90."""
     if not [one for one in client.list(NodeModels) if one.metadata.name == node]:
         client.create(
             NodeModels.from_dict(
@@ -51,6 +58,13 @@ def report(client: Client, node: str, ready: bool = True, **percents: int) -> No
             "percent": percent,
             "holders": 1,
             "message": "" if percent == 100 else f"fetching {percent}/100 GB",
+            "totalBytes": 100,
+            "doneBytes": percent,
+            **(
+                {"ready": {"p50Seconds": seconds[0], "p90Seconds": seconds[1], "confident": True}}
+                if seconds is not None
+                else {}
+            ),
         }
         for name, percent in percents.items()
     ]
@@ -236,19 +250,19 @@ def test_gates_are_lifted_when_a_node_is_warm_or_time_is_over(client: Client, pl
         assert "node n1 is warm" in told
 
 
+def label(client: Client, pod: str) -> None:
+    """As the webhook does it."""
+    labels = {"metadata": {"labels": {names.POD_LABEL: "true"}}}
+    client.patch(Pod, pod, labels, namespace="default", patch_type=PatchType.MERGE)
+
+
 @pytest.mark.usefixtures("nodes")
 def test_a_bound_pod_has_a_condition_that_its_weights_are_there(
     client: Client, plane: ControlPlane
 ):
     report(client, "n1", llama=50)
     make_pod(client, "p", node="n1", annotations={names.MODELS: LLAMA})
-    client.patch(
-        Pod,
-        "p",
-        {"metadata": {"labels": {names.POD_LABEL: "true"}}},
-        namespace="default",
-        patch_type=PatchType.MERGE,
-    )
+    label(client, "p")
 
     def condition() -> str | None:
         found = client.get(Pod, "p", namespace="default").status.conditions or []
@@ -258,6 +272,33 @@ def test_a_bound_pod_has_a_condition_that_its_weights_are_there(
         wait_until(lambda: condition() == "False")
         report(client, "n1", llama=100)
         wait_until(lambda: condition() == "True")
+
+
+@pytest.mark.usefixtures("nodes")
+def test_a_pod_is_not_ready_before_its_weights_and_says_for_how_long(
+    client: Client, plane: ControlPlane
+):
+    report(client, "n1", llama=62, seconds=(41.0, 66.0))
+    gates = [PodReadinessGate(conditionType=names.WEIGHTS_READY)]
+    make_pod(client, "p", node="n1", annotations={names.MODELS: LLAMA}, readinessGates=gates)
+    label(client, "p")
+
+    def condition() -> PodCondition | None:
+        found = client.get(Pod, "p", namespace="default").status.conditions or []
+        return next((c for c in found if c.type == names.WEIGHTS_READY), None)
+
+    with controlling(plane):
+        told = wait_until(condition)
+        assert (told.status, told.reason) == ("False", "Fetching")
+        assert told.message == "62% eta 41s p90 66s"
+        report(client, "n1", llama=80, seconds=(20.0, 31.0))
+        wait_until(lambda: (c := condition()) and c.message == "80% eta 20s p90 31s")
+        since = condition()
+        assert since is not None
+        assert since.lastTransitionTime == told.lastTransitionTime
+        assert (since.lastProbeTime - told.lastProbeTime).total_seconds() >= MESSAGE_EVERY_S - 1
+        report(client, "n1", llama=100)
+        wait_until(lambda: (c := condition()) and c.status == "True")
 
 
 def test_one_of_several_leads_and_another_follows_it(client: Client):

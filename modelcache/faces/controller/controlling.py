@@ -20,7 +20,7 @@ from lightkube.types import PatchType
 
 from modelcache.agent.clock import wall_clock_s
 from modelcache.errors import ModelcacheError
-from modelcache.faces.controller import gates, labels, progress
+from modelcache.faces.controller import gates, labels, progress, readiness
 from modelcache.faces.controller.view import NodeView, views_of
 from modelcache.faces.kubernetes import names
 from modelcache.faces.kubernetes.events import PodEvents, PodKey, Told
@@ -180,8 +180,16 @@ class Controlling:
     def _condition(self, pod: Pod, wanted: tuple[str, ...], view: NodeView | None) -> None:
         told = (pod.status.conditions if pod.status is not None else None) or []
         old = next((each for each in told if each.type == names.WEIGHTS_READY), None)
-        present = {"status": old.status, "reason": old.reason} if old is not None else None
-        condition = gates.weights_condition(wanted, view, present, now_text())
+        present = None
+        if old is not None:
+            probed = old.lastProbeTime
+            present = readiness.Told(
+                old.status,
+                old.reason or "",
+                old.message or "",
+                probed.timestamp() if probed is not None else 0.0,
+            )
+        condition = readiness.weights_condition(wanted, view, present, now_text())
         if condition is not None:
             self._client.patch(
                 PodStatus,

@@ -1,15 +1,15 @@
-"""Pods that wait for weights: when their scheduling gate is lifted, and their condition. Pure."""
+"""Pods that wait for weights to be somewhere: when their scheduling gate is lifted. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from modelcache.config import parse_duration
 from modelcache.domain.wanted import wanted_id
 from modelcache.errors import UsageError
 from modelcache.faces.controller.view import NodeView
-from modelcache.faces.kubernetes.names import GATE_TIMEOUT, WEIGHTS_READY
+from modelcache.faces.kubernetes.names import GATE_TIMEOUT
 from modelcache.faces.kubernetes.pods import models_of
 
 WAIT_DEFAULT_S: Final = 600.0
@@ -48,26 +48,3 @@ def wait_limit_s(annotations: Mapping[str, str]) -> float:
         return parse_duration(annotations[GATE_TIMEOUT])
     except (KeyError, UsageError):
         return WAIT_DEFAULT_S
-
-
-def weights_condition(
-    wanted: Sequence[str], view: NodeView | None, present: Mapping[str, Any] | None, now: str
-) -> dict[str, Any] | None:
-    """The pod condition that its models are on its node; None where it is told already."""
-    held = [view.by_wanted.get(each) for each in wanted] if view is not None else []
-    if held and all(each is not None and each.warm for each in held):
-        status, reason, message = "True", "Warm", ""
-    else:
-        coming = next((each for each in held if each is not None and not each.warm), None)
-        status, reason = "False", "Warming"
-        message = coming.message if coming is not None else "the node's agent has not begun"
-    known = present or {}
-    if known.get("status") == status and (status == "True" or known.get("reason") == reason):
-        return None  # how far it is stands in events; a condition changes when its status does
-    return {
-        "type": WEIGHTS_READY,
-        "status": status,
-        "reason": reason,
-        "message": message,
-        "lastTransitionTime": now,
-    }

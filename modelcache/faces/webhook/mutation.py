@@ -1,6 +1,6 @@
 """From a pod to what is to be changed in it. Pure: the same pod gives the same patch.
 
-A second pass over what a first one made changes nothing: volumes, mounts, preferences and the gate
+A second pass over what a first one made changes nothing: volumes, mounts, preferences and gates
 are recognised, whoever brought the pod here again - a later webhook, or a person who copied it.
 """
 
@@ -26,6 +26,7 @@ from modelcache.faces.webhook.patches import Operation, extending, replacing, se
 from modelcache.faces.webhook.warmth import Warmth
 
 GATE_ASKED: Final = "modelcache.io/gate"
+READINESS_ASKED: Final = "modelcache.io/readiness-gate"
 INJECTED: Final = "true"
 GATE_TIMEOUT_MAX_S: Final = 7 * 86400.0  # whoever waits longer has forgotten the pod
 
@@ -49,6 +50,7 @@ def mutate(pod: Pod, choices: Choices, warmth: Warmth) -> list[Operation]:
     annotations = _annotations(pod)
     asked = models_of(annotations)
     gate = _gate_asked(annotations, choices)
+    readiness = _flag(annotations, READINESS_ASKED, default=False)
     if not asked.models:
         return []
     spec = pod["spec"]
@@ -62,6 +64,7 @@ def mutate(pod: Pod, choices: Choices, warmth: Warmth) -> list[Operation]:
         *_mounts(spec, wanted, asked.containers),
         *([] if bound else _preferences(spec, asked, warmth)),
         *([] if bound or not gate else _gate(spec, asked, warmth)),
+        *(_readiness(spec) if readiness else []),
     ]
 
 
@@ -130,15 +133,19 @@ def _gate_asked(annotations: Mapping[str, str], choices: Choices) -> bool:
             raise UsageError(
                 f"annotation {names.GATE_TIMEOUT} must be more than 0s, and at most 7d"
             )
-    match annotations.get(GATE_ASKED):
+    return _flag(annotations, GATE_ASKED, default=choices.gate)
+
+
+def _flag(annotations: Mapping[str, str], name: str, *, default: bool) -> bool:
+    match annotations.get(name):
         case None:
-            return choices.gate
+            return default
         case "true":
             return True
         case "false":
             return False
         case other:
-            raise UsageError(f"annotation {GATE_ASKED} is {other[:20]!r}; write true or false")
+            raise UsageError(f"annotation {name} is {other[:20]!r}; write true or false")
 
 
 def _gate(spec: Mapping[str, Any], asked: PodModels, warmth: Warmth) -> list[Operation]:
@@ -146,3 +153,12 @@ def _gate(spec: Mapping[str, Any], asked: PodModels, warmth: Warmth) -> list[Ope
     if names.GATE in present or warmth.together_somewhere(asked.refs):
         return []
     return extending(spec, ["schedulingGates"], [{"name": names.GATE}], at=["spec"])
+
+
+def _readiness(spec: Mapping[str, Any]) -> list[Operation]:
+    """The pod is not ready before its weights are; the controller tells that in its condition."""
+    present = {gate["conditionType"] for gate in spec.get("readinessGates") or ()}
+    if names.WEIGHTS_READY in present:
+        return []
+    added = [{"conditionType": names.WEIGHTS_READY}]
+    return extending(spec, ["readinessGates"], added, at=["spec"])

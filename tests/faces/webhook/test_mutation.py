@@ -244,6 +244,15 @@ def test_no_gate_where_a_node_has_all_of_it():
     assert "schedulingGates" not in mutated(both, Known(whole=[LLAMA, QWEN]))["spec"]
 
 
+def test_a_readiness_gate_is_added_once_where_it_is_asked_for():
+    assert "readinessGates" not in mutated(pod(LLAMA))["spec"]
+    once = mutated(pod(LLAMA, readiness_gate="true"))
+    assert once["spec"]["readinessGates"] == [{"conditionType": "modelcache.io/WeightsReady"}]
+    assert mutate(once, Choices(), Known()) == []
+    theirs = pod(LLAMA, readiness_gate="true", spec={"readinessGates": [{"conditionType": "x"}]})
+    assert len(mutated(theirs)["spec"]["readinessGates"]) == 2
+
+
 # What is refused
 
 
@@ -261,6 +270,7 @@ def test_no_gate_where_a_node_has_all_of_it():
         (ASKED, {"containers": "man"}, r"names 'man'; the pod's containers are main"),
         (LLAMA, {"containers": "man"}, r"names 'man'"),
         (LLAMA, {"gate": "yes"}, r"modelcache.io/gate is 'yes'; write true or false"),
+        (LLAMA, {"readiness_gate": "1"}, r"modelcache.io/readiness-gate is '1'; write true or"),
         (LLAMA, {"gate_timeout": "soon"}, r"gate-timeout: 'soon' is not a duration"),
         (LLAMA, {"gate_timeout": "0s"}, r"gate-timeout must be more than 0s"),
         (LLAMA, {"gate_timeout": "8d"}, r"at most 7d"),

@@ -80,6 +80,7 @@ PODS = st.builds(
             "priority": st.sampled_from(["0", "100", "x"]),
             "containers": st.sampled_from(["c0", "c0,i0", ""]),
             "gate": st.sampled_from(["true", "false"]),
+            "readiness_gate": st.sampled_from(["true", "false"]),
         },
     ),
 )
