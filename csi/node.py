@@ -14,7 +14,7 @@ from csi.capabilities import check_capability
 from csi.protocol import csi_pb2
 from modelcache.client import AgentClient, error_of
 from modelcache.domain import attributes
-from modelcache.domain.volumes import VolumeRequest, progress_line
+from modelcache.domain.volumes import MountMode, VolumeRequest, progress_line
 from modelcache.domain.wanted import ModelPhase, Trouble
 from modelcache.errors import NotInStore, NotWarmYet, UsageError
 
@@ -39,6 +39,8 @@ class Node:
     ) -> csi_pb2.NodePublishVolumeResponse:
         """Mount a model as soon as it is warm, waiting for that until shortly before the deadline.
 
+        One that is to be streamed as soon as it is known what it holds.
+
         Raises what the model failed with; NotWarmYet, telling how far it is.
         """
         _check(request.volume_id, request.target_path)
@@ -52,6 +54,7 @@ class Node:
             priority=asked.priority,
             note=asked.note,
             tenant=asked.tenant,
+            mode=asked.mode,
         )
         left_s = context.time_remaining()
         until_s = monotonic() + (WAIT_S if left_s is None else max(0.0, left_s - ANSWER_S))
@@ -62,7 +65,8 @@ class Node:
                 wait_s = until_s - monotonic()
                 if wait_s <= 0 or not context.is_active():
                     raise
-                self._wait(wanted, min(wait_s, STEP_S), with_secret=bool(request.secrets))
+                step_s = LOOK_S if wanted.mode is MountMode.STREAM else STEP_S
+                self._wait(wanted, min(wait_s, step_s), with_secret=bool(request.secrets))
             else:
                 return csi_pb2.NodePublishVolumeResponse()
 

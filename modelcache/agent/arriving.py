@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,7 @@ from modelcache.domain.manifests import BlobId, File
 from modelcache.domain.ranges import ByteRange
 from modelcache.errors import NotYet, StoreError
 from modelcache.store import BlobState, Store
+from modelcache.store.partials import Chunks
 
 if TYPE_CHECKING:  # a warm pull is over before a transfer would be imported
     from modelcache.planner import Waiter
@@ -28,6 +30,7 @@ if TYPE_CHECKING:  # a warm pull is over before a transfer would be imported
     from modelcache.transfer.jobs import BlobJob
 
 LOOK_S: Final = 0.1  # how often a waiting reader looks for what other processes have brought
+LEFT_MAX: Final = 256  # blobs without a transfer whose chunks are remembered
 TRIES: Final = 3  # a blob may be published, or begun anew, between two looks
 
 
@@ -65,6 +68,7 @@ class Arriving:
         self._doubted: set[BlobId] = set()
         self._intact: set[BlobId] = set()
         self._audience: list[Audience] = []
+        self._left: dict[BlobId, Chunks] = {}
         self.flights = 0
         """Transfers that have begun so far: what is missing has to be wanted of each."""
 
@@ -185,17 +189,22 @@ class Arriving:
                     fd = os.open(self._store.layout.blob(file.blob), os.O_RDONLY | os.O_CLOEXEC)
                     return _read(fd, offset, view, file.path)
                 continue
-            flight = self._flight(file.blob)
-            if flight is None or file.blob in self._doubted:
+            if file.blob in self._doubted:
                 return False
-            fd_staged = flight.small.open_staged(file.blob)
-            if fd_staged is not None:
-                return _read(fd_staged, offset, view, file.path)
-            if self._read_partial(flight.jobs[file.blob], span, view):
+            if self._read_coming(file, span, view):
                 return True
             if not self._store.has_blob(file.blob, file.size_bytes):
                 return False
         return False
+
+    def _read_coming(self, file: File, span: ByteRange, view: memoryview) -> bool:
+        flight = self._flight(file.blob)
+        if flight is None:
+            return self._read_left(file.blob, span, view, file.path)
+        staged = flight.small.open_staged(file.blob)
+        if staged is not None:
+            return _read(staged, span.start, view, file.path)
+        return self._read_partial(flight.jobs[file.blob], span, view)
 
     def wait(self, file: File, offset: int, view: memoryview, *, timeout_s: float) -> None:
         """As `read`, and make what is missing the most urgent and wait for it. Raises NotYet."""
@@ -215,22 +224,40 @@ class Arriving:
         with self._lock:
             return next((each for each in self._flights if blob in each.jobs), None)
 
+    def _read_left(self, blob: BlobId, span: ByteRange, view: memoryview, name: str) -> bool:
+        """Read chunks that a transfer before has left, or that another process stores."""
+        known = self._store.partial_chunks(blob, self._left.get(blob))
+        if known is None or not known.done.issuperset(known.grid.covering(span)):
+            return False
+        self._left[blob] = known
+        while len(self._left) > LEFT_MAX:
+            self._left.pop(next(iter(self._left)), None)
+        if not _read_stored(self._store.partial_data(blob), span, view, name):
+            return False
+        after = self._store.partial_chunks(blob, known)
+        return after is not None and after.done.issuperset(known.grid.covering(span))
+
     @staticmethod
     def _read_partial(job: BlobJob, span: ByteRange, view: memoryview) -> bool:
-        """Read stored chunks of a blob under way.
-
-        Only they are read into the page cache: a page beside them, read a moment before a direct
-        write lands under it, would go on showing what was there before.
-        """
+        """Read stored chunks of a blob under way."""
         writer = job.writer
         if writer is None or job.small or not job.has(span):
             return False
-        try:
-            fd = os.open(writer.data_path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False  # published, or begun anew
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-        return _read(fd, span.start, view, job.file.path) and job.has(span)
+        return _read_stored(writer.data_path, span, view, job.file.path) and job.has(span)
+
+
+def _read_stored(data: Path, span: ByteRange, view: memoryview, name: str) -> bool:
+    """Read chunks that are stored, and nothing beside them into the page cache.
+
+    A page that was read a moment before a direct write lands under it would go on showing what was
+    there before. Whether the chunks are stored has to be looked at once more afterwards.
+    """
+    try:
+        fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False  # published, or begun anew
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    return _read(fd, span.start, view, name)
 
 
 def _read(fd: int, offset: int, view: memoryview, name: str) -> bool:

@@ -175,7 +175,7 @@ class Attempting:
 
     def _resolved(self, wanted: Wanted, progress: Progress) -> None:
         """The ref's meaning is known: from now on nobody may evict what comes."""
-        model_id = self._being_pulled(wanted.desired.ref)
+        model_id = self.being_pulled(wanted.desired.ref)
         if model_id is not None:
             self.hold(wanted, model_id)
             if not wanted.path and progress.done_bytes < progress.total_bytes:
@@ -189,7 +189,7 @@ class Attempting:
             files=progress.files_total,
         )
 
-    def _being_pulled(self, ref: Ref) -> ModelId | None:
+    def being_pulled(self, ref: Ref) -> ModelId | None:
         """Which model a pull of ours has begun, by the lease that it holds."""
         store, me, note = self._engine.store, os.getpid(), ref.redacted()
         for model_id in store.model_ids():

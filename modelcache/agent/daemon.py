@@ -82,7 +82,7 @@ class Daemon:
         self._borrowing = Borrowing(settings)
         self.volumes = Volumes(
             self.node,
-            engine.store,
+            engine,
             settings.agent.volume_roots,
             Access(settings),
             self._borrowing,
@@ -141,6 +141,7 @@ class Daemon:
     def close(self) -> None:
         """End everything; what is wanted stays written down. Idempotent."""
         self._borrowing.close()
+        self.volumes.close()
         self.node.close()
         if self.neighbours is not None and self._listening:
             self.neighbours.close()

@@ -43,6 +43,9 @@ class EventKind(StrEnum):
     PEER_QUARANTINED = "peer_quarantined"
     PUBLISHED = "published"
     UNPUBLISHED = "unpublished"
+    STREAM_TROUBLE = "stream_trouble"  # what: timed_out, failed, doubted, and what is slower
+    STREAM_TAKEN_OVER = "stream_taken_over"
+    STREAM_REMOUNTED = "stream_remounted"
 
 
 @dataclass(frozen=True, slots=True)

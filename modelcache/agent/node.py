@@ -304,6 +304,10 @@ class Node:
             found = [status_of(w, now_s) for w in self._board.wanted.values() if w.desired.wants]
         return sorted(found, key=lambda status: (-status.priority, status.ref))
 
+    def coming(self, ref: Ref) -> ModelId | None:
+        """The model that a pull of this node has begun to bring for a ref; None while none has."""
+        return self._attempting.being_pulled(ref)
+
     def wait(self, ref: Ref, timeout_s: float) -> WantedStatus:
         """Wait until a wanted model is warm or has failed, or the time is over.
 

@@ -8,7 +8,7 @@ of this process that is told of here, or another process over the same store.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -21,12 +21,13 @@ from modelcache.config import StreamSettings
 from modelcache.domain.manifests import BlobId, File, Manifest
 from modelcache.domain.preludes import prelude
 from modelcache.domain.ranges import ByteRange
-from modelcache.errors import MountFailed, UsageError
+from modelcache.errors import ModelcacheError, MountFailed, UsageError
 from modelcache.mounts.fuse import Channel, Session, Tree, widen_readahead
 from modelcache.planner import Waiter
 from modelcache.store.leases import Lease
 
 MOUNT_LEASE: Final = "mount"
+AGREE_S: Final = 10.0  # the kernel says at once what it can; this process may be short of CPU
 
 
 class Report(Protocol):
@@ -92,9 +93,13 @@ class Streaming:
         report: Report,
         *,
         sub_path: str = "",
+        save: Callable[[dict[str, Any]], None] = lambda _: None,
+        over: Callable[[], None] = lambda: None,
     ) -> None:
         """manifest: which the store has. sub_path: a folder of the model; empty for all.
 
+        save: is given what the next process has to know to go on with the mount, before it takes
+        effect. over: called when the mount is gone, and nobody has a file of it open.
         Nothing is mounted yet. Raises UsageError for a folder that the model does not have, and
         for a model whose files only unpacking can tell.
         """
@@ -115,8 +120,12 @@ class Streaming:
             self._numbers.setdefault(file.blob, []).append(number)
         self._tree_files = [(file.path.removeprefix(below), file.size_bytes) for file in files]
         self._contents = StreamFiles(engine.arriving, files, engine.store.layout.blob)
+        self._save = save
+        self._mtime_s = 0
         self._held = ExitStack()
         self._lease: Lease | None = None
+        self._channel: Channel | None = None
+        self._over = over
         self._session: Session | None = None
 
     def begin(self) -> None:
@@ -124,21 +133,64 @@ class Streaming:
 
         The model is protected from eviction until `close`, or the end of this process.
         """
-        tree = Tree(self._tree_files, mtime_s=int(wall_clock_s()))
-        store = self._engine.store
-        self._lease = store.hold(self.manifest.model_id, MOUNT_LEASE, str(self.target))
+        self._mtime_s = int(wall_clock_s())
+        self._hold()
         channel = Channel.open()
         try:
             channel.mount(self.target)
         except MountFailed:
             channel.close()
-            self._lease.release()
+            self._let_go()
             raise
-        self._channel = channel
-        self._serve(channel, tree)
+        session = self._serve(channel, Tree(self._tree_files, self._mtime_s))
+        if not session.agreed(AGREE_S):
+            self.close()
+            raise MountFailed(f"cannot mount at {self.target}: the kernel's FUSE is too old")
+        self._keep(session.state())
+        if not widen_readahead(self.target):
+            self._report("slow_readahead", message="the kernel's readahead could not be set")
 
-    def _serve(self, channel: Channel, tree: Tree) -> None:
+    def take_over(self, fd: int, saved: Mapping[str, Any]) -> None:
+        """Go on with what another process has begun and `save`d. Owns the descriptor.
+
+        Raises MountFailed where that cannot be, and then the descriptor is closed: what waits gets
+        an error.
+        """
+        channel = Channel(fd)
+        try:
+            if saved["model_id"] != self.manifest.model_id or not saved["session"]["resend"]:
+                raise MountFailed("this kernel does not ask again what was not answered")
+            self._mtime_s = int(saved["mtime_s"])
+            tree = Tree(self._tree_files, self._mtime_s)
+            tree.restore(saved["session"])
+            self._hold()
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            channel.close()
+            raise MountFailed("what was written down of it cannot be read") from error
+        except ModelcacheError:
+            channel.close()
+            raise
+        self._serve(channel, tree, saved["session"])
+
+    @property
+    def fd(self) -> int:
+        """The descriptor that the mount lives by; negative when it is over."""
+        return self._channel.fd if self._channel is not None else -1
+
+    def _hold(self) -> None:
+        store = self._engine.store
+        self._lease = store.hold(self.manifest.model_id, MOUNT_LEASE, str(self.target))
+
+    def _keep(self, session: dict[str, Any]) -> None:
+        self._save(
+            {"model_id": self.manifest.model_id, "mtime_s": self._mtime_s, "session": session}
+        )
+
+    def _serve(
+        self, channel: Channel, tree: Tree, before: Mapping[str, Any] | None = None
+    ) -> Session:
         settings = self._settings
+        self._channel = channel
         session = Session(
             channel,
             tree,
@@ -148,14 +200,16 @@ class Streaming:
             chunk_bytes=self._engine.settings.store.chunk_bytes,
             ahead_bytes_max=settings.ahead_bytes,
             passthrough=settings.passthrough,
+            before=before,
+            keep=self._keep,
+            ended=self._let_go,
         )
         self._session = session
         session.start()
-        if not widen_readahead(self.target):
-            self._report("slow_readahead", message="the kernel's readahead could not be set")
         first = [(file.blob, span) for file, span in prelude(self._files)]
         audience = Audience(session.news, self._doubt, first)
         self._held.enter_context(self._engine.arriving.attended(audience))
+        return session
 
     def give_up(self, *, given_up: bool) -> None:
         """Say whether what is missing will never come: then nobody waits for it."""
@@ -178,11 +232,17 @@ class Streaming:
         return self._session is None or self._session.wait(timeout_s)
 
     def close(self) -> None:
-        """Unmount, and let go. Who has a file open keeps what is here of it while they can.
+        """Unmount. Who has a file open keeps it, and is served until they close it.
 
         Idempotent. Raises MountFailed.
         """
         mounts.unmount(self.target)
+
+    def _let_go(self) -> None:
+        """Nobody needs it any more."""
         self._held.close()
         if self._lease is not None:
             self._lease.release()
+        if self._channel is not None:
+            self._channel.close()
+        self._over()

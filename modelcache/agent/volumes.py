@@ -18,14 +18,24 @@ from modelcache import mounts
 from modelcache.agent.access import Access
 from modelcache.agent.borrowing import Borrowing
 from modelcache.agent.clock import wall_clock_s
+from modelcache.agent.engine import Engine
 from modelcache.agent.events import EventKind
 from modelcache.agent.node import Node
+from modelcache.agent.streams import Streams
 from modelcache.domain.manifests import ModelId
 from modelcache.domain.members import Priority
 from modelcache.domain.refs import Ref
-from modelcache.domain.volumes import Volume, VolumeRequest, check_volume, lease_of, progress_line
-from modelcache.domain.wanted import ModelPhase, Want, WantedStatus
+from modelcache.domain.volumes import (
+    MountMode,
+    Volume,
+    VolumeRequest,
+    check_volume,
+    lease_of,
+    progress_line,
+)
+from modelcache.domain.wanted import ModelPhase, Want, WantedStatus, wanted_id
 from modelcache.errors import (
+    CorruptData,
     Forbidden,
     ModelcacheError,
     MountFailed,
@@ -37,7 +47,6 @@ from modelcache.errors import (
     VolumeConflict,
     error_named,
 )
-from modelcache.store import Store
 
 _REFUSALS: Final = frozenset({Forbidden.code, NoCredentials.code, NotFound.code})
 
@@ -48,7 +57,7 @@ class Volumes:
     def __init__(
         self,
         node: Node,
-        store: Store,
+        engine: Engine,
         roots: Sequence[str],
         access: Access,
         borrowing: Borrowing,
@@ -58,10 +67,11 @@ class Volumes:
         borrowing: for models that only their volumes' secrets may read.
         """
         self._node = node
-        self._store = store
+        self._store = engine.store
         self._roots = tuple(Path(root) for root in roots)
         self._access = access
         self._borrowing = borrowing
+        self._streams = Streams(engine, node.events)
         self._turn = threading.Lock()
         self._known: dict[str, Volume] = {}
 
@@ -76,6 +86,8 @@ class Volumes:
                     self._known[volume.volume_id] = volume
                 else:
                     self._store.drop_volume(volume)
+            known = self._known.values()
+            self._streams.take_over([each for each in known if each.mode is MountMode.STREAM])
 
     def release_stale(self) -> None:
         """Want nothing for volumes that are not there any more; after the node has begun."""
@@ -86,6 +98,10 @@ class Volumes:
             return ours and want.holder not in known and want.priority < Priority.MOUNTED
 
         self._node.release_where(stale)
+
+    def close(self) -> None:
+        """Stop looking after what is published; it stays. Idempotent."""
+        self._streams.close()
 
     def volumes(self) -> list[Volume]:
         """All that are published, by id."""
@@ -114,8 +130,9 @@ class Volumes:
         self._access.check(request.ref, credentials or {}, tenant=request.tenant)
         model_id = self._borrowed(request.ref) if credentials else None
         borrowed = model_id is not None
+        mode = MountMode.FULL
         if model_id is None:
-            model_id = self._warm(request, credentials or {}, refresh=refresh)
+            model_id, mode = self._shown(request, credentials or {}, refresh=refresh)
         volume = Volume(
             volume_id=request.volume_id,
             target=request.target,
@@ -123,6 +140,7 @@ class Volumes:
             ref=request.ref.redacted(),
             sub_path=request.sub_path,
             since_s=wall_clock_s(),
+            mode=mode,
         )
         with self._turn:
             known = self._known.get(request.volume_id)
@@ -135,13 +153,14 @@ class Volumes:
                 raise NotWarmYet(f"{volume.ref} was removed a moment ago; it comes anew") from error
             began_s = monotonic()
             try:
-                self._mount(volume)
+                self._mount(volume, request.ref)
             except ModelcacheError:
                 self._store.drop_volume(volume)
                 raise
             self._node.foresight.knowledge.mounted(monotonic() - began_s)
             self._known[volume.volume_id] = volume
-        if not borrowed:  # mounted, it waits for nothing: a newer version of it is not urgent
+        # Mounted whole, it waits for nothing: a newer version of it is not urgent.
+        if not borrowed and mode is MountMode.FULL:
             self._node.want(
                 request.ref,
                 priority=Priority.PREWARM,
@@ -165,6 +184,7 @@ class Volumes:
             if volume is not None and volume.target != target:
                 raise VolumeConflict(f"volume {volume_id} is published at {volume.target}")
             found = self._unmount(Path(target))
+            self._streams.end(volume_id)
             if volume is not None:
                 self._store.drop_volume(volume)
                 del self._known[volume_id]
@@ -188,6 +208,33 @@ class Volumes:
         return volume, bool(mounts.mounts_at(Path(volume.target))), sum(sizes), len(sizes)
 
     # Parts
+
+    def _shown(
+        self, request: VolumeRequest, credentials: Mapping[str, str], *, refresh: bool
+    ) -> tuple[ModelId, MountMode]:
+        """The model, and whether it is mounted whole. Raises as `publish`.
+
+        What is warm is; what is fetched with a volume's own secret, by another process, or has to
+        be unpacked is only when all of it is here.
+        """
+        try:
+            return self._warm(request, credentials, refresh=refresh), MountMode.FULL
+        except NotWarmYet:
+            coming = self._coming(request) if request.mode is MountMode.STREAM else None
+            if coming is None:
+                raise
+            return coming, MountMode.STREAM
+
+    def _coming(self, request: VolumeRequest) -> ModelId | None:
+        """The model, once it is known what files it has."""
+        coming = self._node.coming(request.ref)
+        if coming is None:
+            return None
+        try:
+            packed = bool(self._store.manifest(coming).archives)
+        except (NotInStore, CorruptData):  # about to be written down
+            return None
+        return None if packed else coming
 
     def _warm(
         self, request: VolumeRequest, credentials: Mapping[str, str], *, refresh: bool
@@ -242,11 +289,17 @@ class Volumes:
                 f"{'/' + known.sub_path if known.sub_path else ''}; unpublish it first"
             )
         if not mounts.mounts_at(Path(known.target)):
-            self._mount(known)  # somebody else has unmounted it; the same model, not a newer one
+            self._mount(
+                known, request.ref
+            )  # somebody else has unmounted it; the same model, not a newer one
         return known
 
-    def _mount(self, volume: Volume) -> None:
+    def _mount(self, volume: Volume, ref: Ref) -> None:
         target = Path(volume.target)
+        if volume.mode is MountMode.STREAM:
+            self._make_folder(target)
+            self._streams.begin(volume, wanted_id(ref))
+            return
         source = self._store.snapshot_path(volume.model_id)
         if source is None:
             raise NotWarmYet(f"{volume.ref} was removed by force; release it and ask again")
@@ -254,12 +307,16 @@ class Volumes:
             source /= volume.sub_path
             if not source.is_dir():
                 raise UsageError(f"{volume.ref} has no folder {volume.sub_path!r}")
+        self._make_folder(target)
+        mounts.bind_read_only(source, target)
+
+    def _make_folder(self, target: Path) -> None:
+        """An empty one, with nothing mounted there."""
         self._unmount(target)  # left by a crash between mounting and telling
         try:
             target.mkdir(mode=0o750, exist_ok=True)
         except OSError as error:
             raise MountFailed(f"cannot make the folder {target}: {error.strerror}") from error
-        mounts.bind_read_only(source, target)
 
     @staticmethod
     def _unmount(target: Path) -> bool:

@@ -183,6 +183,7 @@ class AgentClient:
             "tenant": request.tenant,
             "refresh": refresh,
             "credentials": dict(credentials or {}),
+            "mode": request.mode.value,
         }
         path = f"/v1/volumes/{request.volume_id}"
         return volume_of(self._ask("PUT", path, json=body, timeout_s=PUBLISH_S))

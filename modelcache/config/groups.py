@@ -266,6 +266,11 @@ class StreamSettings:
     """Most bytes fetched ahead of a reader that reads on; 0 for none."""
     passthrough: bool = True
     """Let the kernel read complete files without us, where it can (Linux 6.9)."""
+    hold_s: float = 60.0
+    """How long mounts of an agent that died wait for the next; 0: they die with it."""
+    holder: str = ""
+    """Socket of the process that keeps them meanwhile; empty for `holder.sock` beside the agent's.
+    The agent starts one where none listens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import fields
 
-from modelcache.config.groups import BLOCK_BYTES, AgentSettings, PeerSettings, Settings
+from modelcache.config.groups import (
+    BLOCK_BYTES,
+    AgentSettings,
+    PeerSettings,
+    Settings,
+    StreamSettings,
+)
 from modelcache.config.values import parse_priority_limits, parse_quotas
 from modelcache.domain.addresses import is_zone, parse_address, parse_member
 from modelcache.domain.listening import parse_listen
@@ -75,14 +81,20 @@ def broken_rules(settings: Settings) -> Iterator[str]:
         yield "access.keep_s must not be negative"
     if not 0 < settings.kubernetes.report_s < math.inf:
         yield "kubernetes.report_s must be positive"
-    if not 0 < settings.stream.read_timeout_s < math.inf:
-        yield "stream.read_timeout_s must be positive"
-    if settings.stream.ahead_bytes < 0:
-        yield "stream.ahead_bytes must not be negative"
+    yield from _broken_stream_rules(settings.stream)
     service = settings.kubernetes.peers_service
     if service and len([part for part in service.split("/") if part]) != 2:  # noqa: PLR2004
         yield f"kubernetes.peers_service: {service[:80]!r} is not namespace/name"
     yield from _broken_peer_rules(settings.peers)
+
+
+def _broken_stream_rules(stream: StreamSettings) -> Iterator[str]:
+    if not 0 < stream.read_timeout_s < math.inf:
+        yield "stream.read_timeout_s must be positive"
+    if not 0 <= stream.hold_s < math.inf:
+        yield "stream.hold_s must not be negative"
+    if stream.ahead_bytes < 0:
+        yield "stream.ahead_bytes must not be negative"
 
 
 def _broken_agent_rules(agent: AgentSettings) -> Iterator[str]:

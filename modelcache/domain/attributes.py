@@ -14,6 +14,7 @@ from typing import Final
 
 from modelcache.domain.members import Priority
 from modelcache.domain.refs import Ref, parse_ref
+from modelcache.domain.volumes import MountMode, mount_mode
 from modelcache.domain.wanted import PRIORITY_MAX
 from modelcache.errors import UsageError
 
@@ -37,6 +38,7 @@ class Asked:
     refresh: bool
     note: str
     tenant: str
+    mode: MountMode = MountMode.FULL
 
 
 def parse(attributes: Mapping[str, str]) -> Asked:
@@ -47,9 +49,6 @@ def parse(attributes: Mapping[str, str]) -> Asked:
         raise UsageError(
             f"volume attribute {unknown[0][:60]!r} is not known; there are {', '.join(KNOWN)}"
         )
-    mode = attributes.get("mode", "full")
-    if mode != "full":
-        raise UsageError(f"volume attribute mode is {mode[:20]!r}; this version has only full")
     policy = attributes.get("pullPolicy", "IfNotPresent")
     if policy not in {"IfNotPresent", "Always"}:
         raise UsageError("volume attribute pullPolicy must be IfNotPresent or Always")
@@ -60,6 +59,7 @@ def parse(attributes: Mapping[str, str]) -> Asked:
         refresh=policy == "Always",
         note=_note(attributes),
         tenant=attributes.get(f"{_POD}namespace", ""),
+        mode=mount_mode(attributes.get("mode", MountMode.FULL), "volume attribute mode"),
     )
 
 

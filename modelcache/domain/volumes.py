@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import Any, Final, Self
 
 from modelcache.domain.manifests import ModelId
@@ -21,6 +22,21 @@ PATH_BYTES_MAX: Final = 4095  # of Linux
 _VOLUME_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,119}")
 
 
+class MountMode(StrEnum):
+    """Whether a model is shown when all of it is here, or at once."""
+
+    FULL = "full"
+    STREAM = "stream"
+
+
+def mount_mode(text: str, what: str) -> MountMode:
+    """As somebody has written it. what: where, for the message. Raises UsageError."""
+    try:
+        return MountMode(text)
+    except ValueError:
+        raise UsageError(f"{what} is {text[:20]!r}; there are full and stream") from None
+
+
 @dataclass(frozen=True, slots=True)
 class VolumeRequest:
     """Have a model at a path. target: absolute. sub_path: a folder of the model; empty for all."""
@@ -32,6 +48,7 @@ class VolumeRequest:
     priority: int = Priority.MOUNTED
     note: str = ""
     tenant: str = ""
+    mode: MountMode = MountMode.FULL
 
     def __post_init__(self) -> None:
         """Raises UsageError."""
@@ -50,7 +67,10 @@ class VolumeRequest:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A published volume. ref: redacted. since_s: seconds since the epoch."""
+    """A published volume. ref: redacted. since_s: seconds since the epoch.
+
+    mode: how it is mounted; a model that was warm when a stream was asked for is mounted full.
+    """
 
     volume_id: str
     target: str
@@ -58,6 +78,7 @@ class Volume:
     ref: str
     sub_path: str = ""
     since_s: float = 0.0
+    mode: MountMode = MountMode.FULL
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -73,6 +94,7 @@ class Volume:
             ref=str(plain["ref"]),
             sub_path=str(plain["sub_path"]),
             since_s=float(plain["since_s"]),
+            mode=MountMode(plain.get("mode", MountMode.FULL)),  # absent before there were two
         )
 
 

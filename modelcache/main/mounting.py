@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
@@ -29,7 +30,7 @@ from modelcache.main.app import (
     say,
     split_globs,
 )
-from modelcache.main.wanting import RefArgument
+from modelcache.main.wanting import Agent, RefArgument
 
 if TYPE_CHECKING:
     from modelcache.agent.engine import Engine
@@ -62,6 +63,12 @@ def mount(  # noqa: PLR0917 - one parameter for each option
         Path | None,
         typer.Option("--log", metavar="FILE", help="With --stream: where to say what goes wrong."),
     ] = None,
+    agent: Annotated[
+        str | None,
+        typer.Option(
+            "--agent", metavar="SOCKET|URL", help="Have an agent do it, and look after it."
+        ),
+    ] = None,
     *,
     stream: Annotated[
         bool, typer.Option("--stream", help="At once: what is read comes first.")
@@ -81,25 +88,19 @@ def mount(  # noqa: PLR0917 - one parameter for each option
     from modelcache.domain.refs import parse_ref  # noqa: PLC0415 - see the package
 
     parsed = parse_ref(ref).filtered(split_globs(include), split_globs(exclude))
-    place = target.expanduser().absolute()
-    if foreground and not stream:
-        raise UsageError("--foreground is for --stream; other mounts need no process")
+    place = Path(os.path.abspath(target.expanduser()))  # noqa: PTH100 - links stay
+    if foreground and (agent or not stream):
+        raise UsageError("--foreground is for --stream without an agent; others need no process")
+    tell = partial(_tell, as_json=as_json, quiet=quiet)
+    if agent:
+        tell(_by_agent(agent, parsed, place, stream=stream))
+        return
     _make_folder(place)
     flags = {
         "--limit-rate": ("transfer.bandwidth_limit_bytes_s", limit_rate),
         "--read-timeout": ("stream.read_timeout_s", read_timeout),
     }
     last: list[Progress] = []
-
-    def tell(told: dict[str, Any]) -> None:
-        from modelcache.faces import present  # noqa: PLC0415 - see the package
-
-        if as_json:
-            present.print_json(told)
-        elif not quiet:
-            typer.echo(place)
-        sys.stdout.flush()
-
     with engine_for(store, config, flags=flags) as engine:
         if stream and foreground:
             _serve(engine, parsed, place, tell)
@@ -114,19 +115,33 @@ def mount(  # noqa: PLR0917 - one parameter for each option
 
 
 @app.command()
-def unmount(target: Target, *, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Take away what is mounted at a directory; done already is done.
+def unmount(
+    target: Target, agent: Agent = None, *, as_json: Json = False, quiet: Quiet = False
+) -> None:
+    """Take away what is mounted at a directory, by whomever; done already is done.
 
     Who has a file of it open keeps that file.
     """
     from modelcache import mounts  # noqa: PLC0415 - see the package
     from modelcache.faces import present  # noqa: PLC0415
 
-    found = mounts.unmount(Path(os.path.abspath(target.expanduser())))  # noqa: PTH100 - links stay
+    place = Path(os.path.abspath(target.expanduser()))  # noqa: PTH100 - links stay
+    found = _unpublished(agent, place)
+    found = mounts.unmount(place) or found
     if as_json:
         present.print_json({"unmounted": found})
     elif not quiet:
         say("unmounted" if found else "nothing was mounted there")
+
+
+def _tell(told: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
+    from modelcache.faces import present  # noqa: PLC0415 - see the package
+
+    if as_json:
+        present.print_json(told)
+    elif not quiet:
+        typer.echo(told["target"])
+    sys.stdout.flush()
 
 
 def _make_folder(place: Path) -> None:
@@ -134,6 +149,50 @@ def _make_folder(place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MountFailed(f"cannot make the folder {place}: {error.strerror}") from error
+
+
+def _by_agent(agent: str, ref: Ref, place: Path, *, stream: bool) -> dict[str, Any]:
+    """Have an agent publish a volume, and wait for that. Raises what the model failed with."""
+    from modelcache.domain.volumes import MountMode, VolumeRequest  # noqa: PLC0415
+    from modelcache.domain.wanted import ModelPhase  # noqa: PLC0415
+    from modelcache.errors import NotInStore, NotWarmYet  # noqa: PLC0415
+    from modelcache.main.extras import needs_extra  # noqa: PLC0415
+
+    mode = MountMode.STREAM if stream else MountMode.FULL
+    request = VolumeRequest(_volume_id(place), str(place), ref, mode=mode)
+    with needs_extra():
+        from modelcache.client import error_of, find_agent  # noqa: PLC0415
+
+        with find_agent(agent) as client:
+            while True:
+                with suppress(NotWarmYet):
+                    volume = client.publish(request)
+                    return {"target": str(place), "model_id": volume.model_id, "mode": volume.mode}
+                with suppress(NotInStore):
+                    status = client.status(ref, wait_s=WAIT_S)
+                    if status.phase is ModelPhase.FAILED and status.trouble is not None:
+                        client.unpublish(request.volume_id, request.target)
+                        raise error_of(status.trouble)
+
+
+def _unpublished(agent: str | None, place: Path) -> bool:
+    """Have the agent forget its volume there, if there is an agent, and it has one."""
+    from modelcache.errors import AgentUnavailable  # noqa: PLC0415 - see the package
+
+    try:
+        from modelcache.client import find_agent  # noqa: PLC0415
+
+        with find_agent(agent) as client:
+            mine = [each for each in client.volumes() if each.target == str(place)]
+            return sum(client.unpublish(each.volume_id, each.target) for each in mine) > 0
+    except (AgentUnavailable, ImportError):
+        if agent:
+            raise
+        return False
+
+
+def _volume_id(place: Path) -> str:
+    return f"mount-{sha256(os.fsencode(place)).hexdigest()[:40]}"
 
 
 def _bind(snapshot: Path, place: Path, model_id: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ refs/<sha256 of ref>.json     which model a ref meant, and when that was asked
 leases/<model id>/            reasons not to evict
 desired/<wanted id>.json      what the agent is to have here, and for whom
 forecast.json                 what the agent has learnt of how long starts take
+streams/<sha256 of volume>.json   what the next process has to know of a streaming mount
 views/<sha256 of content>/    links into snapshots, laid out as another program wants them
 trash/                        on its way out
 """
@@ -91,6 +92,11 @@ class Layout:
     def desired(self) -> Path:
         """What the agent is to have."""
         return self.root / "desired"
+
+    @property
+    def streams(self) -> Path:
+        """What is known of streaming mounts; made when there is one."""
+        return self.root / "streams"
 
     @property
     def trash(self) -> Path:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from modelcache.domain.manifests import BlobId, is_blob_id
+from modelcache.domain.ranges import ChunkGrid
 from modelcache.store import files, locks
-from modelcache.store.journal import read_header, read_records
+from modelcache.store.journal import boot_id, read_header, read_records
 from modelcache.store.layout import Layout
 
 DATA: Final = "data"
@@ -89,6 +90,36 @@ def stored_bytes(layout: Layout, blob: BlobId) -> int:
     grid, boot = header
     records = read_records(data, grid, boot).records
     return sum(grid.span(chunk).size_bytes for chunk in records)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """What a partial has, whoever fetches it, if anybody. mark: changes when that may have."""
+
+    grid: ChunkGrid
+    done: frozenset[int]
+    mark: tuple[int, int, int]
+
+
+def chunks(layout: Layout, blob: BlobId, known: Chunks | None = None) -> Chunks | None:
+    """The chunks that count; None where there is nothing that can be believed without hashing.
+
+    known: what was found before, which one stat may show to be so still.
+    """
+    path = layout.partial_blob(blob) / JOURNAL
+    try:
+        status = path.stat()
+        mark = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if known is not None and known.mark == mark:
+            return known
+        data = path.read_bytes()
+    except OSError:
+        return None
+    header = read_header(data, blob)
+    if header is None or header[1] != boot_id():
+        return None
+    found = read_records(data, *header)
+    return None if found.doubtful else Chunks(header[0], frozenset(found.records), mark)
 
 
 def all_partials(layout: Layout) -> Iterator[Partial]:

@@ -23,7 +23,7 @@ from modelcache.domain.layers import Listing
 from modelcache.domain.manifests import Archive, BlobId, Manifest, ModelId, canonical_json
 from modelcache.domain.ranges import MIB, ChunkGrid
 from modelcache.domain.refs import Ref, parse_ref
-from modelcache.domain.volumes import Volume
+from modelcache.domain.volumes import MountMode, Volume
 from modelcache.errors import (
     CorruptData,
     InvalidConfig,
@@ -48,6 +48,7 @@ from modelcache.store import (
 )
 from modelcache.store.layout import FORMAT, Layout, fan_out
 from modelcache.store.leases import Lease, LeaseInfo
+from modelcache.store.partials import Chunks
 from modelcache.store.receipts import BlobState, Receipt
 from modelcache.store.small import SmallBlobs
 from modelcache.store.staging import StagingFolder
@@ -163,6 +164,14 @@ class Store:
     def partial_bytes(self, blob: BlobId) -> int:
         """Bytes of a blob under way that are stored, whoever fetches it."""
         return partials.stored_bytes(self.layout, blob)
+
+    def partial_chunks(self, blob: BlobId, known: Chunks | None = None) -> Chunks | None:
+        """The chunks of a blob under way that count, whoever fetches it; see `partials.chunks`."""
+        return partials.chunks(self.layout, blob, known)
+
+    def partial_data(self, blob: BlobId) -> Path:
+        """Where the bytes of a blob under way are."""
+        return self.layout.partial_blob(blob) / partials.DATA
 
     # Models
 
@@ -328,10 +337,14 @@ class Store:
     def keep_volume(self, volume: Volume) -> None:
         """Protect a model while a volume shows it, whoever lives; durable on return. Idempotent.
 
-        Raises NotInStore unless all of the model is here.
+        Raises NotInStore unless all of the model is here; of one that is streamed, unless it is
+        known what it consists of.
         """
         with self.mutex(), files.translated(self.layout.leases):
-            if self.snapshot_path(volume.model_id) is None:
+            known = self.snapshot_path(volume.model_id) is not None or (
+                volume.mode is MountMode.STREAM and self.layout.manifest(volume.model_id).exists()
+            )
+            if not known:
                 raise NotInStore(f"model {volume.model_id[:12]} is not in the store")
             leases.keep_volume(self.layout, volume)
 

@@ -141,3 +141,17 @@ def test_what_was_brought_is_read_from_its_blob_when_the_pull_is_over(
         assert read(engine, weights, 0, len(DATA)) == DATA
         engine.store.layout.blob(weights.blob).unlink()
         assert not engine.arriving.read(weights, 0, memoryview(bytearray(1)))
+
+
+def test_what_a_pull_has_left_can_be_read_and_nothing_else_of_it(proxy: FaultProxy, tmp_path: Path):
+    proxy.plan = all_but(7)
+    chosen = settings(tmp_path / "store", stall_timeout_s=60.0)
+    with Engine(chosen) as engine, pulling(engine, proxy.url) as manifest:
+        weights = file_of(manifest, "weights.bin")
+        read(engine, weights, 7 * CHUNK_BYTES, 1)
+    with Engine(chosen) as engine:  # nobody brings anything
+        start = 7 * CHUNK_BYTES
+        assert read(engine, weights, start, CHUNK_BYTES) == DATA[start : start + CHUNK_BYTES]
+        assert not engine.arriving.read(weights, start - 1, memoryview(bytearray(2)))
+        (engine.store.layout.partial_blob(weights.blob) / "journal").write_bytes(b"damaged")
+        assert not engine.arriving.read(weights, start, memoryview(bytearray(2)))

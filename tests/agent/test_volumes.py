@@ -64,7 +64,7 @@ def volumes_of(chosen: Settings) -> Iterator[tuple[Volumes, Node, Engine]]:
     with Engine(chosen) as engine:
         node = Node(chosen, engine, name="node-1")
         volumes = Volumes(
-            node, engine.store, chosen.agent.volume_roots, Access(chosen), Borrowing(chosen)
+            node, engine, chosen.agent.volume_roots, Access(chosen), Borrowing(chosen)
         )
         volumes.start()
         node.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -10,10 +11,14 @@ import pytest
 
 from csi.protocol import csi_pb2
 from modelcache.config import Settings
+from modelcache.domain.volumes import MountMode
+from modelcache.domain.wanted import ModelPhase
 from modelcache.mounts import mounts_at, mounts_below, unmount
 from tests.agent.nodes import Models, ref_to
+from tests.agent.support import CHUNK_BYTES, random_bytes
 from tests.csi.driver import NODE, Driver, driver_of, mount_capability, running_driver
 from tests.kernel.roots import needs_root
+from tests.kernel.streams import needs_fuse
 from tests.servers.faults import held_from
 from tests.servers.nginx import Nginx
 
@@ -35,6 +40,27 @@ def test_a_cold_model_is_awaited_and_mounted_read_only(driver: Driver, pods: Pat
     assert usage.unit == csi_pb2.VolumeUsage.BYTES
     assert usage.used == usage.total == (target / "model.safetensors").stat().st_size
     assert (inodes.unit, inodes.used) == (csi_pb2.VolumeUsage.INODES, 1)
+    for _ in range(2):
+        driver.ask.unpublish(target)
+    assert not target.exists()
+
+
+@needs_fuse
+def test_a_model_that_is_streamed_is_mounted_while_it_comes(
+    driver: Driver, pods: Path, models: Models
+):
+    proxy = models.add("m", plan=held_from(8 << 20))
+    target = pods / "a"
+    for _ in range(2):
+        driver.ask.publish(target, model=str(ref_to(proxy, "m")), mode="stream")
+    (volume,) = driver.agent.daemon.volumes.volumes()
+    assert volume.mode is MountMode.STREAM
+    with (target / "model.safetensors").open("rb") as file:
+        assert (
+            os.pread(file.fileno(), 100, 4 << 20) == random_bytes(5 * CHUNK_BYTES)[4 << 20 :][:100]
+        )
+    (status,) = driver.agent.daemon.node.statuses()
+    assert status.phase is not ModelPhase.WARM
     for _ in range(2):
         driver.ask.unpublish(target)
     assert not target.exists()
@@ -143,7 +169,7 @@ def test_without_its_agent_a_driver_says_so_and_goes_on(
             "'sub_path' is not known",
         ),
         ({"model": "s3://bucket/m", "subPath": "../x"}, Code.INVALID_ARGUMENT, "sub path"),
-        ({"model": "s3://bucket/m", "mode": "stream"}, Code.INVALID_ARGUMENT, "only full"),
+        ({"model": "s3://bucket/m", "mode": "some"}, Code.INVALID_ARGUMENT, "full and stream"),
         ({"model": "s3://bucket/m", "priority": "101"}, Code.INVALID_ARGUMENT, "0 to 100"),
         ({"model": "s3://bucket/m", "pullPolicy": "Never"}, Code.INVALID_ARGUMENT, "IfNotPresent"),
         ({"model": "s3://bucket/m", "include": '["x"'}, Code.INVALID_ARGUMENT, "JSON list"),

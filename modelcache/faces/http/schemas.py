@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from modelcache.domain.manifests import ModelId
 from modelcache.domain.members import Priority
 from modelcache.domain.refs import REF_BYTES_MAX
+from modelcache.domain.volumes import MountMode
 from modelcache.domain.wanted import (
     LEASE_DEFAULT,
     NOTE_CHARACTERS_MAX,
@@ -170,6 +171,10 @@ class VolumeWanted(BaseModel):
     refresh: bool = Field(
         default=False, description="Resolve the ref anew before the volume is published."
     )
+    mode: MountMode = Field(
+        default=MountMode.FULL,
+        description="`stream`: show it before all of it is here; what is read comes first.",
+    )
     credentials: dict[str, str] = Field(
         default={},
         max_length=32,
@@ -187,6 +192,7 @@ class VolumeInfo(_Answer):
     ref: str = Field(examples=["s3://models/llama-3-70b"])
     sub_path: str = Field(examples=[""])
     since_s: float = Field(examples=[1760000000.0], description="Seconds since the epoch.")
+    mode: MountMode = Field(examples=["full"], description="How it is mounted.")
 
 
 class VolumeUsage(VolumeInfo):

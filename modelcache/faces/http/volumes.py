@@ -37,7 +37,8 @@ def volumes_routes(daemon: Daemon) -> APIRouter:
         """Show a model at a path. Idempotent.
 
         While the model is not warm the answer is 503 with the code `not_warm_yet` and how far it
-        is; it is fetched all the same. Wait for its status, and ask again.
+        is; it is fetched all the same. Wait for its status, and ask again. With the mode `stream`
+        it is shown as soon as it is known what files it has.
         """
         volume = volumes.publish(
             VolumeRequest(
@@ -48,6 +49,7 @@ def volumes_routes(daemon: Daemon) -> APIRouter:
                 priority=request.priority,
                 note=request.note,
                 tenant=request.tenant,
+                mode=request.mode,
             ),
             refresh=request.refresh,
             credentials=request.credentials,

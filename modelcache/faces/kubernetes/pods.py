@@ -16,6 +16,7 @@ from typing import Any, Final
 from modelcache.domain import attributes
 from modelcache.domain.members import Priority
 from modelcache.domain.refs import Ref, parse_ref
+from modelcache.domain.volumes import MountMode, mount_mode
 from modelcache.domain.wanted import PRIORITY_MAX
 from modelcache.errors import UsageError
 from modelcache.faces.kubernetes import names
@@ -49,6 +50,7 @@ class PodModels:
     priority: int | None = None
     containers: tuple[str, ...] = ()
     pull_secret: str = ""
+    mode: MountMode = MountMode.FULL
 
     @property
     def refs(self) -> tuple[Ref, ...]:
@@ -65,13 +67,11 @@ def models_of(annotations: Mapping[str, str]) -> PodModels:
     if len(found) > MODELS_MAX:
         raise UsageError(f"annotation {names.MODELS} names more than {MODELS_MAX} models")
     _check_paths(found)
-    mode = annotations.get(names.MODE, "full")
-    if mode != "full":
-        raise UsageError(f"annotation {names.MODE} is {mode[:20]!r}; this version has only full")
+    mode = mount_mode(annotations.get(names.MODE, MountMode.FULL), f"annotation {names.MODE}")
     secret = annotations.get(names.PULL_SECRET, "").strip()
     if secret and not _SECRET.fullmatch(secret):
         raise UsageError(f"annotation {names.PULL_SECRET}: {secret[:60]!r} is no Secret's name")
-    return PodModels(found, _priority(annotations), _containers(annotations), secret)
+    return PodModels(found, _priority(annotations), _containers(annotations), secret, mode)
 
 
 def refs_in_volumes(volumes: Iterable[Mapping[str, Any]]) -> Iterator[Ref]:

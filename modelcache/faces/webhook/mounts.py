@@ -13,6 +13,7 @@ from posixpath import normpath
 from typing import Any, Final
 
 from modelcache.domain.refs import Ref
+from modelcache.domain.volumes import MountMode
 from modelcache.domain.wanted import wanted_id
 from modelcache.errors import UsageError
 from modelcache.faces.kubernetes import names
@@ -54,6 +55,8 @@ def volume_for(mount: Mount, asked: PodModels) -> Json:
     attributes = {"model": str(mount.ref)}
     if asked.priority is not None:
         attributes["priority"] = str(asked.priority)
+    if asked.mode is not MountMode.FULL:
+        attributes["mode"] = asked.mode.value
     csi: Json = {"driver": names.CSI_DRIVER, "readOnly": True, "volumeAttributes": attributes}
     if asked.pull_secret:
         csi["nodePublishSecretRef"] = {"name": asked.pull_secret}

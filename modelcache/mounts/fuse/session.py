@@ -15,7 +15,7 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic, monotonic_ns
 from typing import Any, Final, Protocol
@@ -96,13 +96,15 @@ class Session:
         chunk_bytes: int,
         ahead_bytes_max: int,
         passthrough: bool,
-        taken_over: bool = False,
+        before: Mapping[str, Any] | None = None,
         keep: Callable[[dict[str, Any]], None] = lambda _: None,
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
         """passthrough: let the kernel read complete files itself, where it can.
 
-        taken_over: another process has served the mount before, whose state the tree has. keep: is
-        given the state that the next process needs, before it takes effect.
+        before: the state of another process that has served this mount, which the tree has taken
+        over. keep: is given the state that the next one needs, before it takes effect. ended:
+        called once, when the mount is gone and nobody has a file of it open.
         """
         self._channel = channel
         self._tree = tree
@@ -112,9 +114,12 @@ class Session:
         self._window = (chunk_bytes, ahead_bytes_max)
         self._wants_passthrough = passthrough
         self._keep = keep
-        self.passthrough = taken_over and passthrough
+        self._on_end = ended
+        self._taken_over = before is not None
+        self.passthrough = bool(passthrough and before and before.get("passthrough"))
         """Whether the kernel has it."""
-        self._taken_over = taken_over
+        self.resend = bool(before and before.get("resend"))
+        """Whether the kernel asks again what a process before has not answered."""
         self._lock = threading.Lock()  # nodes' epochs and backings
         self._parking = Parking()
         self._wake = threading.Event()
@@ -161,6 +166,18 @@ class Session:
             for node in self._tree.files:
                 self._tell_epoch(node)
 
+    def agreed(self, timeout_s: float) -> bool:
+        """Wait until the kernel has said what it can; False if it has not, or is too old."""
+        return self._ready.wait(timeout_s)
+
+    def state(self) -> dict[str, Any]:
+        """What the next process has to know."""
+        return {
+            **self._tree.to_json(),
+            "passthrough": self.passthrough,
+            "resend": self.resend,
+        }
+
     def wait(self, timeout_s: float | None = None) -> bool:
         """Until the mount is gone and nobody has a file of it open; False if that took longer."""
         return self._ended.wait(timeout_s)
@@ -192,7 +209,7 @@ class Session:
             before = node.node_id
             node.begin_epoch()
             self._descriptors.pop(number, None)
-            self._keep(self._tree.to_json())
+            self._keep(self.state())
         for parked in self._parking.all():
             if parked.number == number and self._parking.take(parked.unique):
                 self._channel.answer(parked.unique, error=errno.EIO)
@@ -220,8 +237,12 @@ class Session:
                 answer = handler(head, buffer, size)
                 if answer is not None:
                     self._channel.answer(head.unique, answer)
-        self._ended.set()
+        with self._lock:
+            first = not self._ended.is_set()
+            self._ended.set()
         self._wake.set()
+        if first:
+            self._on_end()
 
     @contextmanager
     def _answered(self, unique: int) -> Iterator[None]:
@@ -246,6 +267,8 @@ class Session:
             raise OSError(errno.EPROTO, "too old a kernel")
         flags, answer = offer.accept(passthrough=self._wants_passthrough)
         self.passthrough = bool(flags & protocol.PASSTHROUGH)
+        self.resend = bool(flags & protocol.HAS_RESEND)
+        self._ready.set()
         return answer
 
     def _lookup(self, head: Head, data: bytearray, size: int) -> bytes:
@@ -311,7 +334,7 @@ class Session:
                 self._report("no_passthrough", message=error.strerror or str(error.errno))
             finally:
                 os.close(fd)
-        self._keep(self._tree.to_json())
+        self._keep(self.state())
         return node.backing
 
     def _release(self, head: Head, data: bytearray, size: int) -> bytes:
@@ -465,7 +488,7 @@ class Session:
             os.close(fd)
             with self._lock:
                 node.begin_epoch()
-                self._keep(self._tree.to_json())
+                self._keep(self.state())
             self._tell_epoch(node)
 
     def _tell_epoch(self, node: Node) -> None:

@@ -134,6 +134,19 @@ def test_a_second_pass_mounts_into_containers_that_came_since():
     assert twice["spec"]["volumes"] == [VOLUME]
 
 
+def test_the_mode_goes_to_the_driver_and_a_wrong_one_is_told():
+    annotated = pod(ASKED)
+    annotated["metadata"]["annotations"][names.MODE] = "stream"
+    after = mutated(annotated)
+    attributes = after["spec"]["volumes"][0]["csi"]["volumeAttributes"]
+    assert attributes == {"model": LLAMA, "mode": "stream"}
+    annotated["metadata"]["annotations"][names.MODE] = "full"
+    assert mutated(annotated)["spec"]["volumes"] == [VOLUME]
+    annotated["metadata"]["annotations"][names.MODE] = "lazy"
+    with pytest.raises(UsageError, match=r"modelcache.io/mode is 'lazy'; there are full and"):
+        mutated(annotated)
+
+
 def test_a_copied_pod_gets_its_new_priority():
     once = mutated(pod(ASKED, priority="3"))
     once["metadata"]["annotations"][names.PRIORITY] = "80"
