@@ -180,6 +180,19 @@ def test_a_prefetch_says_how_far_its_nodes_are(client: Client, plane: ControlPla
         wait_until(lambda: ready_of(client, "all") == "Warm")
 
 
+def test_claims_among_the_refs_are_ignored_with_a_word(client: Client, plane: ControlPlane):
+    report(client, "n1", llama=100)
+    with controlling(plane):
+        prefetch(client, "served", refs=[LLAMA, "pvc://claim/llama"], nodeSelector={"pool": "gpu"})
+        wait_until(lambda: ready_of(client, "served") in {"Warm", "Warming"})
+        (condition,) = status_of(client, "served")["conditions"]
+        assert (
+            "ignored, as claims are mounted as they are: pvc://claim/llama" in condition["message"]
+        )
+        prefetch(client, "claims", refs=["pvc://claim/llama"], nodeSelector={})
+        wait_until(lambda: ready_of(client, "claims") == "NothingToFetch")
+
+
 def test_parallelism_lets_one_node_after_the_other(
     client: Client, plane: ControlPlane, nodes: tuple[str, str]
 ):

@@ -25,7 +25,7 @@ def status_of(
 ) -> dict[str, Any]:
     """The new status. before: the present one. nodes: labels by name. now: as objects hold it."""
     wanted = [wanted_id(ref) for ref in declared.refs]
-    meant = sorted(name for name, labels in nodes.items() if declared.selects(labels))
+    meant = sorted(name for name, labels in nodes.items() if declared.selects(labels) and wanted)
     rows = [_row(name, wanted, views.get(name)) for name in meant if name in views]
     counts = {phase: sum(row["phase"] == phase for row in rows) for phase in _ORDER}
     rows.sort(key=lambda row: (_ORDER[row["phase"]], row["node"]))
@@ -37,7 +37,7 @@ def status_of(
         "failed": counts["Failed"],
         "perNode": rows[:PER_NODE_MAX],
         "admitted": _admitted(declared, rows),
-        "conditions": [_ready(declared, counts, len(rows), generation)],
+        "conditions": [_told(_ready(declared, counts, len(rows), generation), declared)],
     }
     _keep_time(status["conditions"][0], before, now)
     return status
@@ -93,6 +93,8 @@ def _admitted(declared: Declared, rows: Sequence[Mapping[str, Any]]) -> list[str
 def _ready(
     declared: Declared, counts: Mapping[str, int], nodes: int, generation: int
 ) -> dict[str, Any]:
+    if not declared.refs:
+        return _condition("True", "NothingToFetch", "there are only claims", generation)
     if declared.suspended:
         return _condition("False", "Suspended", "nothing is wanted while it is", generation)
     if not nodes:
@@ -104,6 +106,15 @@ def _ready(
         return _condition("False", "Failed", message, generation)
     message = f"warm on {counts['Warm']} of {nodes} nodes"
     return _condition("False", "Warming", message, generation)
+
+
+def _told(condition: dict[str, Any], declared: Declared) -> dict[str, Any]:
+    """With a word on what is ignored."""
+    if not declared.ignored:
+        return condition
+    ignored = ", ".join(declared.ignored)[:MESSAGE_MAX]
+    note = f"ignored, as claims are mounted as they are: {ignored}"
+    return {**condition, "message": f"{condition['message']}; {note}"}
 
 
 def _condition(status: str, reason: str, message: str, generation: int) -> dict[str, Any]:

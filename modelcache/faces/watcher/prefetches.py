@@ -14,6 +14,7 @@ from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.node import Node
 from modelcache.config import parse_duration
 from modelcache.domain.refs import Ref, parse_ref
+from modelcache.domain.storage_uris import is_claim, plain
 from modelcache.domain.wanted import Want, wanted_id
 from modelcache.errors import ModelcacheError, UsageError
 from modelcache.faces.kubernetes.informer import Informer, Log
@@ -24,7 +25,10 @@ HOLDER: Final = "prefetch"
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What one object wants of nodes. expires_at_s: seconds since the epoch; None for never."""
+    """What one object wants of nodes. expires_at_s: seconds since the epoch; None for never.
+
+    ignored: URIs of claims, which stand in lists of what KServe serves, and need no fetching.
+    """
 
     name: str
     refs: tuple[Ref, ...]
@@ -34,6 +38,7 @@ class Declared:
     parallelism: int
     admitted: frozenset[str]
     suspended: bool
+    ignored: tuple[str, ...] = ()
 
     def selects(self, labels: Mapping[str, str]) -> bool:
         """Whether a node with these labels is meant."""
@@ -55,15 +60,19 @@ def declared(item: Mapping[str, Any]) -> Declared:
     except ValueError as error:
         raise UsageError(f"the object's times cannot be read: {error}") from error
     include, exclude = spec.get("include") or [], spec.get("exclude") or []
+    written = spec.get("refs") or []
     return Declared(
         name=_of(metadata, "name"),
-        refs=tuple(parse_ref(ref).filtered(include, exclude) for ref in spec.get("refs") or []),
+        refs=tuple(
+            parse_ref(plain(uri)).filtered(include, exclude) for uri in written if not is_claim(uri)
+        ),
         selector=spec.get("nodeSelector") or {},
         priority=int(spec.get("priority", 30)),
         expires_at_s=expires_s,
         parallelism=int(spec.get("parallelism") or 0),
         admitted=frozenset((item.get("status") or {}).get("admitted") or ()),
         suspended=bool(spec.get("suspend")),
+        ignored=tuple(filter(is_claim, written)),
     )
 
 

@@ -1,6 +1,6 @@
 """JSON patches (RFC 6902) that add to what is there, and make what is missing on the way.
 
-They only add and replace: nothing that somebody wrote in a pod is ever removed.
+Nothing that somebody wrote in a pod is removed, but for what `kserve` takes out.
 """
 
 from __future__ import annotations
@@ -52,9 +52,14 @@ def setting(
     return [_add(pointer(*at, step, name), value)]
 
 
-def replacing(value: object, *path: str | int) -> Operation:
-    """An operation that replaces what is there."""
-    return {"op": "replace", "path": pointer(*path), "value": value}
+def replacing(value: object, *path: str | int, add: bool = False) -> Operation:
+    """An operation that replaces what is there. add: which may be nothing (RFC 6902, 4.1)."""
+    return {"op": "add" if add else "replace", "path": pointer(*path), "value": value}
+
+
+def removing(*path: str | int) -> Operation:
+    """An operation that removes what is there."""
+    return {"op": "remove", "path": pointer(*path)}
 
 
 def _add(path: str, value: object) -> Operation:

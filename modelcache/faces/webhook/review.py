@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from modelcache.errors import UsageError
 from modelcache.faces.kubernetes import names
+from modelcache.faces.webhook import kserve
 from modelcache.faces.webhook.logs import Log
 from modelcache.faces.webhook.mutation import Choices, concerns, mutate
 from modelcache.faces.webhook.patches import Operation
@@ -64,13 +65,20 @@ class Reviewer:
         return outcome, {"apiVersion": API_VERSION, "kind": KIND, "response": response}
 
     def _decide(self, request: Mapping[str, Any]) -> tuple[Outcome, Json]:
-        if not _is_new_pod(request) or not concerns(request["object"]):
+        if not _is_new_pod(request):
             return Outcome.UNCHANGED, {}
-        patch = mutate(request["object"], self._choices, self._warmth)
+        pod = request["object"]
+        taken = kserve.take_over(pod) if kserve.concerns(pod) else kserve.Taken(pod)
+        patch = list(taken.operations)
+        if concerns(taken.pod):
+            patch += mutate(taken.pod, self._choices, self._warmth)
+        more: Json = {}
+        if taken.warnings:
+            more["warnings"] = [text[:WARNING_MAX] for text in taken.warnings]
         if not patch:
-            return Outcome.UNCHANGED, {}
+            return Outcome.UNCHANGED, more
         self._log.debug("pod_patched", operations=len(patch), **_which(request))
-        return Outcome.PATCHED, _patch(patch)
+        return Outcome.PATCHED, _patch(patch) | more
 
 
 def _request(body: bytes) -> Mapping[str, Any]:

@@ -85,22 +85,28 @@ def patched(document: dict[str, Any], operations: Sequence[dict[str, Any]]) -> d
         here: Any = result
         for step in steps[:-1]:
             here = here[int(step)] if isinstance(here, list) else here[step]
-        last, value = steps[-1], deepcopy(operation["value"])
-        match operation["op"], here:
-            case "add", list() if last == "-":
-                here.append(value)
-            case "add", list():
-                here.insert(int(last), value)
-            case "add", dict():
-                here[last] = value
-            case "replace", list():
-                here[int(last)] = value
-            case "replace", dict():
-                assert last in here, operation
-                here[last] = value
-            case other:
-                raise AssertionError(other)
+        _apply(operation, here, steps[-1])
     return result
+
+
+def _apply(operation: dict[str, Any], here: Any, last: str) -> None:
+    value = deepcopy(operation.get("value"))
+    match operation["op"], here:
+        case "add", list() if last == "-":
+            here.append(value)
+        case "add", list():
+            here.insert(int(last), value)
+        case "add", dict():
+            here[last] = value
+        case "remove", dict():
+            del here[last]
+        case "replace", list():
+            here[int(last)] = value
+        case "replace", dict():
+            assert last in here, operation
+            here[last] = value
+        case other:
+            raise AssertionError(other)
 
 
 def review(subject: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from copy import deepcopy
 from time import monotonic, sleep
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.cluster.support import remove, wait_until
 from tests.faces.webhook.conftest import Register
 from tests.faces.webhook.servers import Hook, hook
 from tests.faces.webhook.support import LLAMA, LLAMA_ID, LLAMA_VOLUME, Known, pod
+from tests.faces.webhook.test_kserve import PODS as KSERVE_PODS
 from tests.servers.certificates import Certificates
 
 pytestmark = pytest.mark.cluster
@@ -109,6 +111,19 @@ def test_a_pod_without_the_annotation_is_untouched(client: Client, namespace: st
     assert "affinity" not in found["spec"]
     assert "volumes" not in found["spec"]
     assert "annotations" not in found["metadata"]
+
+
+@pytest.mark.usefixtures("called")
+def test_a_pod_of_kserves_has_its_model_mounted_instead_of_downloaded(
+    client: Client, namespace: str
+):
+    before = deepcopy(KSERVE_PODS["modelcar"])
+    before["spec"]["serviceAccountName"] = "default"
+    found = create(client, namespace, before)
+    (server,) = found["spec"]["containers"]
+    assert "/mnt/models" in [mount["mountPath"] for mount in server["volumeMounts"]]
+    assert "initContainers" not in found["spec"]
+    assert "modelcache.io/storage-uri" in found["metadata"]["annotations"]
 
 
 @pytest.mark.usefixtures("called")
