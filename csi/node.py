@@ -14,6 +14,7 @@ from csi.capabilities import check_capability
 from csi.protocol import csi_pb2
 from modelcache.client import AgentClient, error_of
 from modelcache.domain import attributes
+from modelcache.domain.identities import TOKENS, PodIdentity
 from modelcache.domain.volumes import MountMode, VolumeRequest, progress_line
 from modelcache.domain.wanted import ModelPhase, Trouble
 from modelcache.errors import NotInStore, NotWarmYet, UsageError
@@ -56,17 +57,22 @@ class Node:
             tenant=asked.tenant,
             mode=asked.mode,
         )
+        secrets = {name: text for name, text in request.secrets.items() if name != TOKENS}
+        identity = PodIdentity.of_volume(request.volume_context, request.secrets)
         left_s = context.time_remaining()
         until_s = monotonic() + (WAIT_S if left_s is None else max(0.0, left_s - ANSWER_S))
         while True:
             try:
-                self._client.publish(wanted, refresh=asked.refresh, credentials=request.secrets)
+                self._client.publish(
+                    wanted, refresh=asked.refresh, credentials=secrets, identity=identity
+                )
             except NotWarmYet:
                 wait_s = until_s - monotonic()
                 if wait_s <= 0 or not context.is_active():
                     raise
+                own = bool(secrets) or identity is not None
                 step_s = LOOK_S if wanted.mode is MountMode.STREAM else STEP_S
-                self._wait(wanted, min(wait_s, step_s), with_secret=bool(request.secrets))
+                self._wait(wanted, min(wait_s, step_s), with_secret=own)
             else:
                 return csi_pb2.NodePublishVolumeResponse()
 

@@ -1,4 +1,4 @@
-"""Who may have a volume of what: asked at the origin, with the volume's own credentials.
+"""Who may have a volume of what: asked at the origin, with the volume's or its pod's credentials.
 
 The question is put by a process of its own, which knows nothing else (`agent.credentials`). What
 it was told is remembered for a while, under a hash that says nothing about the secret.
@@ -58,27 +58,30 @@ class Access:
         self._known: OrderedDict[bytes, Answered] = OrderedDict()
         self._lock = threading.Lock()
 
-    def check(self, ref: Ref, credentials: Mapping[str, str], *, tenant: str = "") -> None:
+    def check(
+        self, ref: Ref, credentials: Mapping[str, str], *, tenant: str = "", subject: str = ""
+    ) -> bool:
         """Raise Forbidden unless a volume with these credentials may show the model.
 
-        With credentials they must be good for it, whatever the policy; without, the policy decides.
-        credentials: a secret's keys and values. Raises UsageError for keys that mean nothing,
-        SourceUnavailable when the origin cannot be asked.
+        With a secret it must be good for it, whatever the policy; else the policy decides, and
+        where it asks for a right of the pod's own, the pod's identity must be good for it.
+        credentials: a secret's keys and values; or what an account can show, and then subject names
+        the account. Raises UsageError for keys that mean nothing, SourceUnavailable when the origin
+        cannot be asked. Returns whether the origin has said so of these credentials.
         """
         check_reach(self._settings, ref, tenant)
-        if not credentials:
+        if not credentials or subject:
             if self._policy.mode is AccessMode.NODE or self._is_shared(ref):
-                return
-            raise Forbidden(
-                f"{ref.redacted()} is mounted only for pods whose own secret may read it; give the "
-                "volume a nodePublishSecretRef, or list the model in access.shared"
-            )
-        check_keys(credentials)
-        key = self._name(ref, credentials)
+                return False
+            if not credentials:
+                raise _refused(ref, subject)
+        else:
+            check_keys(credentials)
+        key = self._name(ref, _lasting(credentials, subject))
         with self._lock:
             known = self._known.get(key)
         if known is None or known[0] <= monotonic():
-            known = self._ask(ref, credentials)
+            known = self._ask(ref, credentials, subject)
             with self._lock:
                 self._known[key] = known
                 while len(self._known) > REMEMBERED_MAX:
@@ -86,6 +89,7 @@ class Access:
         if known[1] is not None:
             family, message = known[1]
             raise family(message)
+        return True
 
     def _is_shared(self, ref: Ref) -> bool:
         return any(fnmatchcase(ref.redacted(), pattern) for pattern in self._policy.shared)
@@ -94,7 +98,7 @@ class Access:
         plain = json.dumps([str(ref), sorted(credentials.items())]).encode()
         return hmac.digest(self._key, plain, "sha256")
 
-    def _ask(self, ref: Ref, credentials: Mapping[str, str]) -> Answered:
+    def _ask(self, ref: Ref, credentials: Mapping[str, str], subject: str) -> Answered:
         """Ask, and say until when that holds. Raises SourceUnavailable: then nobody has said no."""
         with tempfile.TemporaryDirectory(prefix="modelcache-access-") as name:
             folder = Path(name)  # only ours to read; gone with the question
@@ -109,8 +113,31 @@ class Access:
         family: type[ModelcacheError] = type(refusal)
         if isinstance(refusal, (Forbidden, NoCredentials)):
             family = Forbidden
-            said = f"the volume's secret may not read {ref.redacted()}: {said}"
+            who = f"the pod's account {subject}" if subject else "the volume's secret"
+            said = f"{who} may not read {ref.redacted()}: {said}"
         return monotonic() + REFUSED_KEPT_S, (family, said)
+
+
+def _lasting(credentials: Mapping[str, str], subject: str) -> Mapping[str, str]:
+    """What stays the same from one pod of an account to the next: tokens do not."""
+    if not subject:
+        return credentials
+    roles = {key: value for key, value in credentials.items() if not key.endswith("_TOKEN")}
+    return {**roles, "subject": subject}
+
+
+def _refused(ref: Ref, subject: str) -> Forbidden:
+    name = ref.redacted()
+    if not subject:
+        return Forbidden(
+            f"{name} is mounted only for pods whose own secret may read it; give the volume a "
+            "nodePublishSecretRef, or list the model in access.shared"
+        )
+    return Forbidden(
+        f"{name} is mounted only for pods that may read it themselves, and {subject} has no role "
+        "at a cloud; annotate the account with one, give the volume a nodePublishSecretRef, or "
+        "list the model in access.shared"
+    )
 
 
 def _run(ref: Ref, folder: Path, environment: Mapping[str, str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A volume's secret, as the environment of a process that has nothing else to go by.
+"""A volume's secret, or its pod's identity, as the environment of a process that has no other.
 
 Nothing of the node's is in it: no profile, no token, no metadata service, so that no library can
 find better credentials by itself.
@@ -36,6 +36,11 @@ FILES: Final = {
     ".dockerconfigjson": "MODELCACHE_OCI_AUTH_FILE",
     "GOOGLE_CREDENTIALS": "GOOGLE_APPLICATION_CREDENTIALS",
 }
+# Of a pod's own account (`agent.identities`): not for secrets of people's.
+IDENTITY_VARIABLES: Final = {"AWS_ROLE_ARN": "AWS_ROLE_ARN"}
+IDENTITY_FILES: Final = {"AWS_WEB_IDENTITY_TOKEN": "AWS_WEB_IDENTITY_TOKEN_FILE"}
+GOOGLE_TOKEN_FILE: Final = "google-token"  # noqa: S105 - beside what names it, in the process's folder
+_REGION: Final = "us-east-1"  # where nobody says: every STS answers there, and MinIO does not care
 # How origins are reached is the node's matter, and says nothing of who may read them.
 _SETTINGS: Final = {
     "s3": ("endpoint", "region", "style", "requester_pays", "anonymous", "ca_file"),
@@ -77,8 +82,9 @@ def environment_of(
     *,
     groups: Collection[str] = (),
 ) -> dict[str, str]:
-    """The variables. credentials: as `check_keys` lets pass. folder: only ours to read.
+    """The variables. credentials: as `check_keys` lets pass, or of `Identities`.
 
+    folder: only ours to read, and where the process works.
     groups: of the settings, that are told whole.
     """
     environment = {
@@ -93,15 +99,35 @@ def environment_of(
             if either in os.environ:
                 environment[either] = os.environ[either]
     environment |= dict(_told(settings, groups))
+    if "AWS_ROLE_ARN" in credentials:
+        environment |= _sts(settings)
+    variables, files = VARIABLES | IDENTITY_VARIABLES, FILES | IDENTITY_FILES
     for number, (key, value) in enumerate(credentials.items()):
-        if key in VARIABLES:
-            environment[VARIABLES[key]] = value.strip()
-            continue
-        path = folder / f"secret-{number}"
-        path.touch(mode=0o600)
-        path.write_text(value, encoding="utf-8")
-        environment[FILES[key]] = str(path)
+        if key in variables:
+            environment[variables[key]] = value.strip()
+        elif key == "GOOGLE_IDENTITY_TOKEN":
+            _write(folder / GOOGLE_TOKEN_FILE, value)
+        else:
+            path = folder / f"secret-{number}"
+            _write(path, value)
+            environment[files[key]] = str(path)
     return environment
+
+
+def _write(path: Path, value: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(value, encoding="utf-8")
+
+
+def _sts(settings: Settings) -> dict[str, str]:
+    """How the service that exchanges tokens is reached; its region is the node's."""
+    region = settings.s3.region or os.environ.get("AWS_REGION") or _REGION
+    told = {"AWS_DEFAULT_REGION": region}
+    if settings.access.sts_endpoint:
+        told["AWS_ENDPOINT_URL_STS"] = settings.access.sts_endpoint
+    if settings.s3.ca_file:
+        told["AWS_CA_BUNDLE"] = settings.s3.ca_file
+    return told
 
 
 def _told(settings: Settings, groups: Collection[str]) -> Iterator[tuple[str, str]]:

@@ -15,6 +15,7 @@ from modelcache.agent.borrowing import Borrowing
 from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.engine import Engine
 from modelcache.agent.events import EventKind
+from modelcache.agent.identities import Identities
 from modelcache.agent.node import Node
 from modelcache.agent.volumes import Volumes
 from modelcache.config import Settings
@@ -80,12 +81,14 @@ class Daemon:
         self.engine = engine
         self.node = Node(settings, engine, name=name)
         self._borrowing = Borrowing(settings)
+        self.identities = Identities(settings.access)
         self.volumes = Volumes(
             self.node,
             engine,
             settings.agent.volume_roots,
             Access(settings),
             self._borrowing,
+            identities=self.identities,
         )
         self.neighbours = neighbours
         self.started_at_s = wall_clock_s()

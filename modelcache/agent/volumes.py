@@ -20,8 +20,10 @@ from modelcache.agent.borrowing import Borrowing
 from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.engine import Engine
 from modelcache.agent.events import EventKind
+from modelcache.agent.identities import Identities
 from modelcache.agent.node import Node
 from modelcache.agent.streams import Streams
+from modelcache.domain.identities import PodIdentity
 from modelcache.domain.manifests import ModelId
 from modelcache.domain.members import Priority
 from modelcache.domain.refs import Ref
@@ -61,10 +63,12 @@ class Volumes:
         roots: Sequence[str],
         access: Access,
         borrowing: Borrowing,
+        *,
+        identities: Identities | None = None,
     ) -> None:
         """roots: folders below which targets may lie. access: who may have what.
 
-        borrowing: for models that only their volumes' secrets may read.
+        borrowing: for models that only their volumes' secrets may read. identities: of pods.
         """
         self._node = node
         self._store = engine.store
@@ -72,6 +76,7 @@ class Volumes:
         self._access = access
         self._borrowing = borrowing
         self._streams = Streams(engine, node.events)
+        self._identities = identities
         self._turn = threading.Lock()
         self._known: dict[str, Volume] = {}
 
@@ -114,11 +119,13 @@ class Volumes:
         *,
         refresh: bool = False,
         credentials: Mapping[str, str] | None = None,
+        identity: PodIdentity | None = None,
     ) -> Volume:
         """Show a model at a path; idempotent. Have it fetched where it is not warm.
 
         refresh: resolve the ref anew, once for every volume. credentials: the volume's own, which
         must be good for the model at its origin; it is fetched with them where the node's are not.
+        identity: of the pod, which stands for them where there are none.
         Raises NotWarmYet, telling how far the model is; what the model failed with; UsageError,
         Forbidden, VolumeConflict, MountFailed.
         """
@@ -127,12 +134,12 @@ class Volumes:
             known = self._known.get(request.volume_id)
             if known is not None:
                 return self._again(known, request)
-        self._access.check(request.ref, credentials or {}, tenant=request.tenant)
-        model_id = self._borrowed(request.ref) if credentials else None
+        proven = self._proven(request, credentials or {}, identity)
+        model_id = self._borrowed(request.ref) if proven else None
         borrowed = model_id is not None
         mode = MountMode.FULL
         if model_id is None:
-            model_id, mode = self._shown(request, credentials or {}, refresh=refresh)
+            model_id, mode = self._shown(request, proven, refresh=refresh)
         volume = Volume(
             volume_id=request.volume_id,
             target=request.target,
@@ -235,6 +242,22 @@ class Volumes:
         except (NotInStore, CorruptData):  # about to be written down
             return None
         return None if packed else coming
+
+    def _proven(
+        self,
+        request: VolumeRequest,
+        credentials: Mapping[str, str],
+        identity: PodIdentity | None,
+    ) -> Mapping[str, str]:
+        """What the origin has said may read the model; none where the policy asks for nothing.
+
+        Then what came with somebody's secret is not for this volume. Raises as `Access.check`.
+        """
+        subject = ""
+        if not credentials and identity is not None and self._identities is not None:
+            credentials, subject = self._identities.credentials(identity), identity.subject
+        said = self._access.check(request.ref, credentials, tenant=request.tenant, subject=subject)
+        return credentials if said else {}
 
     def _warm(
         self, request: VolumeRequest, credentials: Mapping[str, str], *, refresh: bool

@@ -24,6 +24,7 @@ from modelcache.client.answers import (
     translated,
     volume_of,
 )
+from modelcache.domain.identities import PodIdentity
 from modelcache.domain.refs import Ref
 from modelcache.domain.volumes import Volume, VolumeRequest
 from modelcache.domain.wanted import LEASE_DEFAULT, WantedStatus, wanted_id
@@ -168,11 +169,12 @@ class AgentClient:
         *,
         refresh: bool = False,
         credentials: Mapping[str, str] | None = None,
+        identity: PodIdentity | None = None,
     ) -> Volume:
         """Show a model at a path of the agent's node; idempotent.
 
-        credentials: the volume's own, which must be good for the model at its origin. Raises
-        NotWarmYet, telling how far it is: wait for its status, and ask again.
+        credentials: the volume's own, which must be good for the model at its origin. identity: of
+        its pod. Raises NotWarmYet, telling how far it is: wait for its status, and ask again.
         """
         body = {
             "target": request.target,
@@ -185,6 +187,8 @@ class AgentClient:
             "credentials": dict(credentials or {}),
             "mode": request.mode.value,
         }
+        if identity is not None:  # an older agent knows of none
+            body["identity"] = identity.to_json()
         path = f"/v1/volumes/{request.volume_id}"
         return volume_of(self._ask("PUT", path, json=body, timeout_s=PUBLISH_S))
 

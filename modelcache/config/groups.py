@@ -343,6 +343,17 @@ class AccessSettings:
     """How long it is believed that a secret may read a model."""
     local: bool = False
     """Whether pods may name files and addresses of the node itself, where others' secrets are."""
+    aws_audience: str = "sts.amazonaws.com"
+    """For whom the tokens of pods' service accounts are, that AWS (or `sts_endpoint`) takes."""
+    sts_endpoint: str = ""
+    """STS of another than AWS, such as MinIO's address; empty for AWS's own of the region."""
+    google_provider: str = ""
+    """Workload identity provider that takes pods' tokens, `//iam.googleapis.com/projects/…`, or
+    GKE's, `identitynamespace:PROJECT.svc.id.goog:https://container.googleapis.com/v1/…`."""
+    google_sts: str = "https://sts.googleapis.com/v1/token"
+    """Where Google exchanges tokens."""
+    google_iam: str = "https://iamcredentials.googleapis.com"
+    """Where Google gives accounts the tokens of service accounts that they may act as."""
     quotas: tuple[str, ...] = ()
     """Lines `NAMESPACE: SIZE`: most bytes of models that its pods have here; `*` for others."""
 

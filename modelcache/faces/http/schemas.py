@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from modelcache.domain.identities import TOKENS_MAX
 from modelcache.domain.manifests import ModelId
 from modelcache.domain.members import Priority
 from modelcache.domain.refs import REF_BYTES_MAX
@@ -148,6 +149,18 @@ class Released(_Answer):
     released: bool = Field(examples=[True])
 
 
+class Identity(BaseModel):
+    """A pod's service account, as kubelet vouches for it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    namespace: str = Field(min_length=1, max_length=63)
+    account: str = Field(min_length=1, max_length=253)
+    tokens: dict[str, str] = Field(
+        max_length=TOKENS_MAX, repr=False, description="The account's tokens, by audience."
+    )
+
+
 class VolumeWanted(BaseModel):
     """Show a model, or a folder of it, at a path of this node; read-only."""
 
@@ -180,6 +193,9 @@ class VolumeWanted(BaseModel):
         max_length=32,
         repr=False,
         description="A secret's keys and values, which must be good for the model at its origin.",
+    )
+    identity: Identity | None = Field(
+        default=None, description="Of the pod; stands for credentials where there are none."
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from modelcache.agent.daemon import Daemon
+from modelcache.domain.identities import PodIdentity
 from modelcache.domain.refs import parse_ref
 from modelcache.domain.volumes import VolumeRequest
 from modelcache.faces.http.schemas import Unpublished, VolumeInfo, VolumeUsage, VolumeWanted
@@ -40,6 +41,7 @@ def volumes_routes(daemon: Daemon) -> APIRouter:
         is; it is fetched all the same. Wait for its status, and ask again. With the mode `stream`
         it is shown as soon as it is known what files it has.
         """
+        told = request.identity
         volume = volumes.publish(
             VolumeRequest(
                 volume_id,
@@ -53,6 +55,7 @@ def volumes_routes(daemon: Daemon) -> APIRouter:
             ),
             refresh=request.refresh,
             credentials=request.credentials,
+            identity=None if told is None else PodIdentity(**told.model_dump()),
         )
         return VolumeInfo(**volume.to_json())
 

@@ -7,6 +7,7 @@ from lightkube import Client
 import modelcache
 from modelcache.agent.daemon import Daemon
 from modelcache.config import KubernetesSettings
+from modelcache.faces.kubernetes.accounts import Accounts
 from modelcache.faces.kubernetes.connect import connect
 from modelcache.faces.kubernetes.events import PodEvents
 from modelcache.faces.kubernetes.informer import Log
@@ -29,6 +30,7 @@ class Cluster:
         """client: how to reach the cluster, if not as the settings say. Raises InvalidConfig."""
         self._client = client or connect(settings.kubeconfig)
         name = settings.node or daemon.node.name
+        daemon.identities.annotations = Accounts(self._client).annotations
         self._events = PodEvents(self._client, name, log=log)
         self._parts = (
             PodWatcher(daemon.node, self._client, name, self._events, log=log),
