@@ -20,8 +20,8 @@ from time import monotonic
 from typing import Any, Final
 
 from modelcache.agent.credentials import check_keys, command_for, environment_of
+from modelcache.agent.reaching import Reach
 from modelcache.config import AccessMode, Settings
-from modelcache.domain.reach import reaches_node
 from modelcache.domain.refs import Ref
 from modelcache.errors import (
     Forbidden,
@@ -39,20 +39,12 @@ Answered = tuple[float, tuple[type[ModelcacheError], str] | None]
 """Until when it holds, and what was refused and how."""
 
 
-def check_reach(settings: Settings, ref: Ref, tenant: str) -> None:
-    """Raise Forbidden where a tenant names what is its node's own. Nobody else is asked that."""
-    if tenant and not settings.access.local and reaches_node(ref):
-        raise Forbidden(
-            f"{ref.redacted()} names a file or an address of the node itself, which pods may not; "
-            "put the model where all nodes can read it"
-        )
-
-
 class Access:
     """Decides who may have a volume of what. Thread-safe."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, reach: Reach | None = None) -> None:
+        """reach: where pods may lead; as the settings have it without."""
+        self._reach = reach or Reach(settings)
         self._policy = settings.access
         self._key = secrets.token_bytes(32)  # what is remembered says nothing about the secrets
         self._known: OrderedDict[bytes, Answered] = OrderedDict()
@@ -69,7 +61,7 @@ class Access:
         the account. Raises UsageError for keys that mean nothing, SourceUnavailable when the origin
         cannot be asked. Returns whether the origin has said so of these credentials.
         """
-        check_reach(self._settings, ref, tenant)
+        self._reach.check(ref, tenant)
         if not credentials or subject:
             if self._policy.mode is AccessMode.NODE or self._is_shared(ref):
                 return False
@@ -81,7 +73,8 @@ class Access:
         with self._lock:
             known = self._known.get(key)
         if known is None or known[0] <= monotonic():
-            known = self._ask(ref, credentials, subject)
+            settings = self._reach.settings_for(ref, tenants_only=bool(tenant))
+            known = self._ask(settings, ref, credentials, subject)
             with self._lock:
                 self._known[key] = known
                 while len(self._known) > REMEMBERED_MAX:
@@ -98,11 +91,13 @@ class Access:
         plain = json.dumps([str(ref), sorted(credentials.items())]).encode()
         return hmac.digest(self._key, plain, "sha256")
 
-    def _ask(self, ref: Ref, credentials: Mapping[str, str], subject: str) -> Answered:
+    def _ask(
+        self, settings: Settings, ref: Ref, credentials: Mapping[str, str], subject: str
+    ) -> Answered:
         """Ask, and say until when that holds. Raises SourceUnavailable: then nobody has said no."""
         with tempfile.TemporaryDirectory(prefix="modelcache-access-") as name:
             folder = Path(name)  # only ours to read; gone with the question
-            answer = _run(ref, folder, environment_of(self._settings, credentials, folder))
+            answer = _run(ref, folder, environment_of(settings, credentials, folder))
         error = answer.get("error")
         if error is None:
             return monotonic() + self._policy.keep_s, None

@@ -112,9 +112,12 @@ class Attempting:
             ref=wanted.desired.ref.redacted(),
             attempt=wanted.attempts + 1,
         )
+        desired = wanted.desired
+        tenants_only = all(want.tenant for want in desired.wants)
         try:
             snapshot = self._engine.pull(
-                wanted.desired.ref,
+                desired.ref,
+                settings=self._engine.reach.settings_for(desired.ref, tenants_only=tenants_only),
                 refresh=attempt.refresh,
                 progress=lambda progress: self._follow(wanted, attempt, progress),
                 cancel=attempt.cancel,

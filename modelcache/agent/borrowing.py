@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from modelcache.agent.credentials import command_for, environment_of
+from modelcache.agent.reaching import Reach
 from modelcache.config import Settings
 from modelcache.domain.manifests import ModelId
 from modelcache.domain.refs import Ref
@@ -40,8 +41,9 @@ class _Pull:
 class Borrowing:
     """See the module. Thread-safe. Who may have what is decided elsewhere."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, reach: Reach | None = None) -> None:
+        """reach: where pods may lead; as the settings have it without."""
+        self._reach = reach or Reach(settings)
         self._pulls: dict[str, _Pull] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -62,8 +64,9 @@ class Borrowing:
                 raise _coming(ref)
             return pull.model_id
 
-    def begin(self, ref: Ref, credentials: Mapping[str, str]) -> None:
+    def begin(self, ref: Ref, credentials: Mapping[str, str], *, tenant: str = "") -> None:
         """Begin a pull, unless there is one. Raises NotWarmYet always: it takes its time."""
+        settings = self._reach.settings_for(ref, tenants_only=bool(tenant))
         with self._lock:
             if str(ref) not in self._pulls and not self._closed:
                 under_way = sum(pull.process is not None for pull in self._pulls.values())
@@ -72,7 +75,7 @@ class Borrowing:
                 pull = self._pulls[str(ref)] = _Pull()
                 thread = threading.Thread(
                     target=self._run,
-                    args=(ref, dict(credentials), pull),
+                    args=(settings, ref, dict(credentials), pull),
                     name="modelcache-borrowing",
                     daemon=True,
                 )
@@ -97,9 +100,11 @@ class Borrowing:
             except subprocess.TimeoutExpired:
                 process.kill()
 
-    def _run(self, ref: Ref, credentials: Mapping[str, str], pull: _Pull) -> None:
+    def _run(
+        self, settings: Settings, ref: Ref, credentials: Mapping[str, str], pull: _Pull
+    ) -> None:
         try:
-            answer = self._pull(ref, credentials, pull)
+            answer = self._pull(settings, ref, credentials, pull)
         except (ModelcacheError, OSError) as error:
             answer = {"error": {"code": getattr(error, "code", "error"), "message": str(error)}}
         failure = answer.get("error")
@@ -110,10 +115,12 @@ class Borrowing:
             else:
                 pull.error = (str(failure.get("code")), str(failure.get("message")))
 
-    def _pull(self, ref: Ref, credentials: Mapping[str, str], pull: _Pull) -> dict[str, Any]:
+    def _pull(
+        self, settings: Settings, ref: Ref, credentials: Mapping[str, str], pull: _Pull
+    ) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="modelcache-secret-") as name:
             folder = Path(name)
-            environment = environment_of(self._settings, credentials, folder, groups=_GROUPS)
+            environment = environment_of(settings, credentials, folder, groups=_GROUPS)
             with subprocess.Popen(  # noqa: S603 - ourselves
                 command_for(folder, "pull", ref),
                 env=environment,

@@ -49,7 +49,7 @@ _SETTINGS: Final = {
     "hf": ("endpoint", "ca_file"),
     "http": ("ca_file",),
     "mirrors": ("rewrite", "only"),
-    "transfer": ("connect_timeout_s", "stall_timeout_s"),
+    "transfer": ("connect_timeout_s", "stall_timeout_s", "refused_networks"),
 }
 _PASSED: Final = ("PATH", "PYTHONPATH", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 

@@ -80,13 +80,13 @@ class Daemon:
         self.settings = settings
         self.engine = engine
         self.node = Node(settings, engine, name=name)
-        self._borrowing = Borrowing(settings)
+        self._borrowing = Borrowing(settings, self.node.reach)
         self.identities = Identities(settings.access)
         self.volumes = Volumes(
             self.node,
             engine,
             settings.agent.volume_roots,
-            Access(settings),
+            Access(settings, self.node.reach),
             self._borrowing,
             identities=self.identities,
         )

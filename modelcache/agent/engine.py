@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from modelcache.agent.arriving import Arriving
 from modelcache.agent.clock import wall_clock_s
+from modelcache.agent.reaching import Reach
 from modelcache.agent.snapshot import Snapshot
 from modelcache.config import Settings
 from modelcache.domain.differences import Difference, compare
@@ -80,6 +81,7 @@ class Engine:
     def __init__(self, settings: Settings, *, write: bool = True) -> None:
         """Open the store. Raises StoreError; with `write` a store is made where none is."""
         self.settings = settings
+        self.reach = Reach(settings)
         self.store = Store.open(settings.store, write=write)
         self.peers: Peers | None = None  # other nodes, where there are any
         self.arriving = Arriving(self.store)  # what is being fetched, for who reads it already
@@ -110,15 +112,16 @@ class Engine:
         cancel: threading.Event | None = None,
         control: Control | None = None,
         resolved: Callable[[Manifest], None] | None = None,
+        settings: Settings | None = None,
     ) -> Snapshot:
         """Make the model warm and return its snapshot.
 
         A model resolved less than `max_age_s` ago (default: the settings') and warm is returned
         without asking the origin, unless `refresh`. progress: called about ten times a second, in
         this thread. control: who steers it while it runs. resolved: called, unless the model is
-        warm, when it is known what comes and before anything does. Raises ModelcacheError;
-        Cancelled after `cancel` is set. Whatever happens, finished chunks are kept and the next
-        call goes on from there.
+        warm, when it is known what comes and before anything does. settings: for this pull. Raises
+        ModelcacheError; Cancelled after `cancel` is set. Whatever happens, finished chunks are kept
+        and the next call goes on from there.
         """
         if not self.store.writable:
             raise StoreReadOnly(f"store {self.store.layout.root} was opened for reading")
@@ -130,7 +133,8 @@ class Engine:
         from modelcache.agent.surroundings import Surroundings  # noqa: PLC0415
 
         around = Surroundings(self.shared(), self.peers, control, self.arriving, resolved)
-        return pull_from_any(self.settings, self.store, ref, progress, cancel, around=around)
+        chosen = settings or self.settings
+        return pull_from_any(chosen, self.store, ref, progress, cancel, around=around)
 
     def shared(self) -> Shared:
         """What all transfers of this engine share."""

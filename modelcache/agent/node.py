@@ -16,7 +16,6 @@ from dataclasses import replace
 from time import monotonic
 from typing import Final
 
-from modelcache.agent.access import check_reach
 from modelcache.agent.attempting import Attempting
 from modelcache.agent.board import Board
 from modelcache.agent.clock import wall_clock_s
@@ -55,7 +54,8 @@ class Node:
     def __init__(self, settings: Settings, engine: Engine, *, name: str) -> None:
         """name: this node's among others. Nothing is begun before `start`."""
         self.name = name
-        self._settings = settings
+        self.reach = engine.reach
+        """Where pods may lead this node."""
         self._engine = engine
         self._board = Board()
         self._folder = DesiredFolder(engine.store)
@@ -174,7 +174,7 @@ class Node:
         Draining, QuotaExceeded, StoreError.
         """
         check_want(lease, priority, ttl_s, note, tenant)
-        check_reach(self._settings, ref, tenant)
+        self.reach.check(ref, tenant)
         given = Want(lease, int(priority), 0.0, None, note, tenant)
         with self._filing:
             if self.draining:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from time import monotonic
 from typing import TypeVar
 
@@ -45,7 +46,8 @@ def pull_from_any(
     """
 
     def pull(place: Ref, passed: list[str]) -> Snapshot:
-        one = Pull(settings, store, ref, progress, cancel, around=around)
+        chosen = settings_at(place, ref, settings)
+        one = Pull(chosen, store, ref, progress, cancel, around=around)
         one.place = place
         one.report.events += passed
         return one.run()
@@ -55,9 +57,18 @@ def pull_from_any(
 
 def resolve_from_any(settings: Settings, ref: Ref) -> Manifest:
     """Only resolve, likewise."""
-    return first_of(
-        settings, ref, lambda place, _: open_source(place.origin(), settings).resolve(place)
-    )
+
+    def resolve(place: Ref, _: list[str]) -> Manifest:
+        return open_source(place.origin(), settings_at(place, ref, settings)).resolve(place)
+
+    return first_of(settings, ref, resolve)
+
+
+def settings_at(place: Ref, ref: Ref, settings: Settings) -> Settings:
+    """The settings for a place of a ref: where mirrors may be, settings have said, and no ref."""
+    if place == ref:
+        return settings
+    return replace(settings, transfer=replace(settings.transfer, refused_networks=()))
 
 
 def first_of(settings: Settings, ref: Ref, ask: Callable[[Ref, list[str]], Answer]) -> Answer:
@@ -107,7 +118,11 @@ class Pull(Fetching):
         peers = self.around.peers
         if peers is None or self.place.scheme is Scheme.FILE:
             return source.resolve(self.place)
-        manifest, told = peers.resolve(self.place, lambda: source.resolve(self.place))
+        manifest, told = peers.resolve(
+            self.place,
+            lambda: source.resolve(self.place),
+            for_pods=bool(self.settings.transfer.refused_networks),
+        )
         if told:
             self.report.notes.append("another node has told what the ref means")
         return manifest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelcache.agent.pulling import first_of
+from modelcache.agent.pulling import first_of, settings_at
 from modelcache.config import Settings
 from modelcache.domain.manifests import File, ModelId
 from modelcache.domain.ranges import ByteRange, ChunkGrid
@@ -24,11 +24,12 @@ def readable(settings: Settings, ref: Ref) -> ModelId:
     """
 
     def ask(place: Ref, _: list[str]) -> ModelId:
-        source = open_source(place.origin(), settings)
+        here = settings_at(place, ref, settings)
+        source = open_source(place.origin(), here)
         manifest = source.resolve(place)
         files = [file for file in manifest.files if file.size_bytes]
         if files:
-            _read_one(settings, source, min(files, key=lambda file: file.size_bytes))
+            _read_one(here, source, min(files, key=lambda file: file.size_bytes))
         return manifest.model_id
 
     return first_of(settings, ref, ask)

@@ -60,11 +60,13 @@ class Peers(Protocol):
         """
         ...
 
-    def resolve(self, ref: Ref, ask: Callable[[], Manifest]) -> tuple[Manifest, bool]:
+    def resolve(
+        self, ref: Ref, ask: Callable[[], Manifest], *, for_pods: bool = False
+    ) -> tuple[Manifest, bool]:
         """What a ref means, as all nodes that ask now understand it.
 
-        ask: asks the origin. The second: whether another node has answered. Raises what `ask`
-        raises if nobody else knows.
+        ask: asks the origin. for_pods: other nodes may not ask it where pods may not lead them. The
+        second: whether another node has answered. Raises what `ask` raises if nobody else knows.
         """
         ...
 

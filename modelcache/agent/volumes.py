@@ -269,7 +269,7 @@ class Volumes:
         refused = status.trouble is not None and status.trouble.code in _REFUSALS
         if credentials and refused and status.phase is ModelPhase.FAILED:
             self._node.release(request.ref, request.lease)
-            self._borrowing.begin(request.ref, credentials)
+            self._borrowing.begin(request.ref, credentials, tenant=request.tenant)
         raise _not_warm(status)
 
     def _want(self, request: VolumeRequest, *, refresh: bool, with_secret: bool) -> WantedStatus:

@@ -102,6 +102,9 @@ class TransferSettings:
     """Silence on a connection after which it is given up."""
     connect_timeout_s: float = 10.0
     """Time to open a connection, TLS included."""
+    refused_networks: tuple[str, ...] = ()
+    """Networks (`10.0.0.0/8`) that origins may not be in, whatever name leads there; where there
+    are any, this machine itself is none either. Mirrors may. Link-local addresses never are."""
     verify_md5: bool = False
     """Check MD5 ETags of blobs over 64 MiB too (0.6 GB/s on one core; smaller ones always are)."""
 
@@ -343,6 +346,11 @@ class AccessSettings:
     """How long it is believed that a secret may read a model."""
     local: bool = False
     """Whether pods may name files and addresses of the node itself, where others' secrets are."""
+    hosts: tuple[str, ...] = ()
+    """Globs of `host` or `host:port` that pods may name although they are the cluster's or the
+    node's own, such as `minio.models.svc*`."""
+    services: tuple[str, ...] = ()
+    """Networks of the cluster's Services, beside those that the cluster tells (from 1.33 on)."""
     aws_audience: str = "sts.amazonaws.com"
     """For whom the tokens of pods' service accounts are, that AWS (or `sts_endpoint`) takes."""
     sts_endpoint: str = ""

@@ -17,6 +17,7 @@ from modelcache.config.values import parse_priority_limits, parse_quotas
 from modelcache.domain.addresses import is_zone, parse_address, parse_member
 from modelcache.domain.listening import parse_listen
 from modelcache.domain.mirrors import parse_rewrites
+from modelcache.domain.reach import parse_networks
 from modelcache.errors import InvalidConfig, UsageError
 
 
@@ -77,6 +78,7 @@ def broken_rules(settings: Settings) -> Iterator[str]:
         parse_quotas(settings.access.quotas)
     except InvalidConfig as error:
         yield f"access.quotas: {error.message}"
+    yield from _broken_networks(settings)
     if not 0 <= settings.access.keep_s < math.inf:
         yield "access.keep_s must not be negative"
     if not 0 < settings.kubernetes.report_s < math.inf:
@@ -95,6 +97,17 @@ def _broken_stream_rules(stream: StreamSettings) -> Iterator[str]:
         yield "stream.hold_s must not be negative"
     if stream.ahead_bytes < 0:
         yield "stream.ahead_bytes must not be negative"
+
+
+def _broken_networks(settings: Settings) -> Iterator[str]:
+    for name, networks in (
+        ("transfer.refused_networks", settings.transfer.refused_networks),
+        ("access.services", settings.access.services),
+    ):
+        try:
+            parse_networks(networks)
+        except UsageError as error:
+            yield f"{name}: {error.message}"
 
 
 def _broken_agent_rules(agent: AgentSettings) -> Iterator[str]:

@@ -111,16 +111,25 @@ class Announcement:
 class ResolveRequest:
     """What does a ref mean? max_age_s: how old the answer may be.
 
-    stale: do not ask the origin; say what was pulled for it before.
+    stale: do not ask the origin; say what was pulled for it before. for_pods: only pods want it,
+    so it may lead nowhere that is not for them.
     """
 
     ref: str
     max_age_s: float
     stale: bool = False
+    for_pods: bool = False
 
     def to_json(self) -> bytes:
         """The request's body."""
-        return _encode({"max_age_s": self.max_age_s, "ref": self.ref, "stale": self.stale})
+        return _encode(
+            {
+                "for_pods": self.for_pods,
+                "max_age_s": self.max_age_s,
+                "ref": self.ref,
+                "stale": self.stale,
+            }
+        )
 
     @classmethod
     def from_json(cls, data: bytes) -> ResolveRequest:
@@ -132,6 +141,7 @@ class ResolveRequest:
                 _text(raw["ref"], _is_ref),
                 _seconds(raw["max_age_s"]),
                 _flag(raw["stale"]),
+                _flag(raw.get("for_pods", False)),  # which earlier versions do not say
             ),
         )
 

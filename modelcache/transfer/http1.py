@@ -15,15 +15,15 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from struct import pack
 from time import perf_counter
 from typing import Final
 
-from modelcache.domain.reach import is_link_local
+from modelcache.domain.reach import check_peer
 from modelcache.domain.targets import HttpTarget, ProxyAddress, TlsIdentity
-from modelcache.errors import Forbidden, SourceRefused, SourceUnavailable
+from modelcache.errors import SourceRefused, SourceUnavailable
 
 HEAD_BYTES_MAX: Final = 64 << 10  # generous: nginx and S3 send under 2 KiB
 ERROR_BODY_BYTES_MAX: Final = 64 << 10
@@ -51,12 +51,19 @@ class HttpConnection:
     """One keep-alive connection. Not thread-safe, except for `abort`."""
 
     def __init__(
-        self, target: HttpTarget, *, connect_timeout_s: float, stall_timeout_s: float
+        self,
+        target: HttpTarget,
+        *,
+        connect_timeout_s: float,
+        stall_timeout_s: float,
+        refused: Sequence[str] = (),
     ) -> None:
         """Connect, through the proxy if there is one, and shake hands.
 
-        Raises SourceUnavailable when that fails, SourceRefused for a certificate nobody trusts.
+        refused: networks that no name may lead to. Raises SourceUnavailable when that fails,
+        SourceRefused for a certificate nobody trusts, Forbidden for a refused network.
         """
+        self._refused = refused
         self.endpoint = endpoint_of(target)
         self.used_at_s = perf_counter()
         self.reusable = True
@@ -180,7 +187,8 @@ class HttpConnection:
         address = (proxy.host, proxy.port) if proxy else (target.host, target.port)
         plain = socket.create_connection(address, timeout=timeout_s)
         try:
-            _check_peer(plain, address[0])
+            peer, own = plain.getpeername()[0], plain.getsockname()[0]
+            check_peer(peer, own, address[0], () if proxy else self._refused)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if not target.tls:
                 return plain
@@ -327,12 +335,6 @@ class HttpConnection:
 
 
 _contexts: dict[str | None, ssl.SSLContext] = {}
-
-
-def _check_peer(connected: socket.socket, host: str) -> None:
-    """Refuse addresses at which clouds tell machines their secrets, whatever name led there."""
-    if is_link_local(str(connected.getpeername()[0])):
-        raise Forbidden(f"{host} is a link-local address, which no origin has")
 
 
 def _tls_context(ca_file: str | None) -> ssl.SSLContext:

@@ -22,7 +22,10 @@ from modelcache.transfer.shared import REQUEST_UNITS
 
 @dataclass(slots=True)
 class Exchange:
-    """One request under way: what was asked, and where the answer will come from."""
+    """One request under way: what was asked, and where the answer will come from.
+
+    refused: networks in which that may not be.
+    """
 
     job: BlobJob
     source: Source
@@ -33,6 +36,7 @@ class Exchange:
     connection: HttpConnection | None = None
     local: LocalBody | None = None
     head: ResponseHead | None = None
+    refused: tuple[str, ...] = ()
 
 
 class Requests:
@@ -80,6 +84,8 @@ class Requests:
         if not job.file.ranges and not peer:
             span = None
         exchange = Exchange(job, job.asked(source_id), span, report, signed_s)
+        if not peer:  # who they are is the cluster's to say
+            exchange.refused = self._settings.refused_networks
         if isinstance(target, LocalTarget):
             # A shared file is hashed as the store has it: the user's may change meanwhile.
             shared = job.writer is not None and job.writer.shared
@@ -167,7 +173,7 @@ class Requests:
         while True:
             connection = None if fresh else self._idle.take(endpoint_of(target))
             if connection is None:
-                connection = self._connect(target, exchange.report)
+                connection = self._connect(target, exchange)
             self._open[id(connection)] = exchange.connection = connection
             if self._aborted:  # looked at after it can be found by `abort`: one of the two sees it
                 self._discard(connection)
@@ -182,15 +188,16 @@ class Requests:
                 continue
             return connection
 
-    def _connect(self, target: HttpTarget, report: SourceReport) -> HttpConnection:
+    def _connect(self, target: HttpTarget, exchange: Exchange) -> HttpConnection:
         started_s = perf_counter()
         connection = HttpConnection(
             target,
             connect_timeout_s=self._settings.connect_timeout_s,
             stall_timeout_s=self._settings.stall_timeout_s,
+            refused=exchange.refused,
         )
         self._times.connecting_s += perf_counter() - started_s
-        report.connections += 1
+        exchange.report.connections += 1
         return connection
 
     def _discard(self, connection: HttpConnection) -> None:

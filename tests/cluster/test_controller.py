@@ -180,6 +180,7 @@ def test_a_prefetch_says_how_far_its_nodes_are(client: Client, plane: ControlPla
         wait_until(lambda: ready_of(client, "all") == "Warm")
 
 
+@pytest.mark.usefixtures("nodes")
 def test_claims_among_the_refs_are_ignored_with_a_word(client: Client, plane: ControlPlane):
     report(client, "n1", llama=100)
     with controlling(plane):

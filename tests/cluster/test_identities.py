@@ -38,8 +38,7 @@ REF = "s3://private/llama/"
 def sts(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Minio]:
     """MinIO, which trusts the cluster's tokens, and gives each account the policy of its name."""
     root = tmp_path_factory.mktemp("issuer")
-    keys = plane.client()._client.get("/openid/v1/jwks").json()
-    (root / "jwks").write_text(json.dumps(keys))
+    (root / "jwks").write_text(plane.api.ask("/openid/v1/jwks"))
     try:
         with Nginx(root) as issuer:
             known = {"issuer": "https://kubernetes.default.svc", "jwks_uri": f"{issuer.url}/jwks"}
@@ -82,7 +81,7 @@ class Cluster:
     def publish(self, target: str, account: str, *, in_secrets: bool = False) -> None:
         """As kubelet does it for a pod of this account."""
         namespace, name = account.split("/")
-        asked = ServiceAccount.Token.from_dict({"spec": {"audiences": [AUDIENCE]}})
+        asked = ServiceAccount.Token.from_dict({"metadata": {}, "spec": {"audiences": [AUDIENCE]}})
         found: Any = self.client.create(asked, name, namespace=namespace)
         token = {"token": found.status.token, "expirationTimestamp": "2100-01-01T00:00:00Z"}
         tokens = {TOKENS: json.dumps({AUDIENCE: token})}
@@ -184,7 +183,7 @@ def test_what_only_the_account_may_read_is_fetched_as_the_account(
 
 def test_a_token_for_somebody_else_opens_nothing(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
     """A token that a pod got for another audience, as if it were the one for the STS."""
-    asked = ServiceAccount.Token.from_dict({"spec": {"audiences": ["vault"]}})
+    asked = ServiceAccount.Token.from_dict({"metadata": {}, "spec": {"audiences": ["vault"]}})
     found: Any = cluster.client.create(asked, "reader", namespace="team-a")
     create = cluster.client.create
     monkeypatch.setattr(

@@ -30,6 +30,7 @@ from lightkube.types import PatchType
 from modelcache.config import AccessSettings, KubernetesSettings, load_settings
 from modelcache.domain.addresses import EVERYWHERE
 from modelcache.domain.refs import parse_ref
+from modelcache.domain.storage_uris import ref_of
 from modelcache.domain.wanted import wanted_id
 from modelcache.faces.controller.controlling import Controlling
 from modelcache.faces.controller.leading import Leading
@@ -427,7 +428,12 @@ def _without_kserve(found: Object) -> Object:
     """An InferenceService as the pod that is made of it."""
     if found["kind"] != "InferenceService":
         return found
-    spec = found["spec"]["predictor"]
+    spec = dict(found["spec"]["predictor"])
+    if model := spec.pop("model", None):
+        ref_of(model["storageUri"])
+        spec["containers"] = [
+            {"name": "kserve-container", "image": "x", "resources": model["resources"]}
+        ]
     return {"apiVersion": "v1", "kind": "Pod", "metadata": found["metadata"], "spec": spec}
 
 

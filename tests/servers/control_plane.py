@@ -135,15 +135,19 @@ class ApiServer(Server):
         )
 
     def answers(self) -> bool:
-        context = ssl.create_default_context(cafile=str(self.certificates.ca_file))
-        request = urllib.request.Request(  # noqa: S310 - our own server
-            f"{self.url}/readyz", headers={"Authorization": f"Bearer {ADMIN}"}
-        )
         try:
-            with urllib.request.urlopen(request, timeout=2, context=context) as answer:  # noqa: S310
-                return bool(answer.status == 200)
+            return bool(self.ask("/readyz"))
         except OSError:
             return False
+
+    def ask(self, path: str) -> str:
+        """What is there, for the administrator. Raises OSError."""
+        context = ssl.create_default_context(cafile=str(self.certificates.ca_file))
+        request = urllib.request.Request(  # noqa: S310 - our own server
+            f"{self.url}{path}", headers={"Authorization": f"Bearer {ADMIN}"}
+        )
+        with urllib.request.urlopen(request, timeout=2, context=context) as answer:  # noqa: S310
+            return str(answer.read().decode())
 
     def kill(self) -> None:
         """End it at once, keeping its folder and port."""

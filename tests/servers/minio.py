@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from botocore.auth import SigV4Auth
+from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
@@ -61,7 +61,7 @@ class Minio(Server):
         """What whoever is given the policy may do, as AWS writes it."""
         url = f"{self.url}/minio/admin/v3/add-canned-policy?{urlencode({'name': name})}"
         request = AWSRequest("PUT", url, data=json.dumps(policy).encode())
-        SigV4Auth(Credentials(self.access_key, self.secret_key), "s3", self.region).add_auth(
+        S3SigV4Auth(Credentials(self.access_key, self.secret_key), "s3", self.region).add_auth(
             request
         )
         prepared = request.prepare()

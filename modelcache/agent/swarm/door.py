@@ -8,7 +8,6 @@ from typing import Protocol
 from modelcache.agent.engine import Engine
 from modelcache.agent.swarm.agreement import Agreement, to_message
 from modelcache.agent.swarm.shelf import Shelf
-from modelcache.config import Settings
 from modelcache.domain.holdings import Holding
 from modelcache.domain.manifests import BlobId, Manifest, ModelId
 from modelcache.domain.members import NodeId
@@ -37,7 +36,6 @@ class Door:
     def __init__(
         self,
         engine: Engine,
-        settings: Settings,
         shelf: Shelf,
         agreement: Agreement,
         *,
@@ -46,7 +44,6 @@ class Door:
     ) -> None:
         """said: makes this node's announcements. heard: takes those of others."""
         self._engine = engine
-        self._settings = settings
         self._shelf = shelf
         self._agreement = agreement
         self._said = said
@@ -77,8 +74,9 @@ class Door:
         if asked.stale:
             return to_message(self._pulled_before(ref))
         origin = ref.origin()
+        settings = self._engine.reach.settings_for(ref, tenants_only=asked.for_pods)
         manifest = self._agreement.answer(
-            str(ref), lambda: open_source(origin, self._settings).resolve(ref)
+            str(ref), lambda: open_source(origin, settings).resolve(ref)
         )
         return to_message(manifest)
 

@@ -72,7 +72,6 @@ class Swarm:
         self._agreement = Agreement(settings.swarm.agree_s)
         door = Door(
             engine,
-            settings,
             self._shelf,
             self._agreement,
             said=self._said,
@@ -187,7 +186,9 @@ class Swarm:
         self._announcer.tell_all()
         self._budget.apply(1 + self._neighbours.fetching())
 
-    def resolve(self, ref: Ref, ask: Callable[[], Manifest]) -> tuple[Manifest, bool]:
+    def resolve(
+        self, ref: Ref, ask: Callable[[], Manifest], *, for_pods: bool = False
+    ) -> tuple[Manifest, bool]:
         """See agent.surroundings.Peers."""
         text = str(ref)
         mine = self.member
@@ -195,21 +196,21 @@ class Swarm:
         by_address[mine.address] = mine
         ranked = [by_address[address] for address in first_of(text, by_address)]
         before = ranked[: ranked.index(mine)][:ASKED_MAX]
-        told = first_answer([self._asking(member, text, stale=False) for member in before])
+        asks = [self._asking(ResolveRequest(text, 0.0, for_pods=for_pods), each) for each in before]
+        told = first_answer(asks)
         if told is not None:
             return told, True
         try:
             return self._agreement.answer(text, ask), False
         except SourceUnavailable:
             others = [member for member in ranked if member != mine][:STALE_ASKED_MAX]
-            known = first_answer([self._asking(member, text, stale=True) for member in others])
+            stale = ResolveRequest(text, 0.0, stale=True)
+            known = first_answer([self._asking(stale, member) for member in others])
             if known is None:
                 raise
             return known, True
 
-    def _asking(self, member: Member, ref: str, *, stale: bool) -> Callable[[], Manifest]:
-        request = ResolveRequest(ref, 0.0, stale=stale)
-
+    def _asking(self, request: ResolveRequest, member: Member) -> Callable[[], Manifest]:
         def ask() -> Manifest:
             # A listing may take its time, but whoever is not there is not waited for as long.
             self._client.announce(member, self._said(), timeout_s=ANSWER_S)

@@ -14,6 +14,7 @@ from modelcache.faces.kubernetes.informer import Log
 from modelcache.faces.watcher.pods import PodWatcher
 from modelcache.faces.watcher.prefetches import PrefetchWatcher
 from modelcache.faces.watcher.reporting import Reporting
+from modelcache.faces.watcher.services import ServiceNetworks
 
 
 class Cluster:
@@ -33,6 +34,7 @@ class Cluster:
         daemon.identities.annotations = Accounts(self._client).annotations
         self._events = PodEvents(self._client, name, log=log)
         self._parts = (
+            ServiceNetworks(self._client, daemon.node.reach.learn, log=log),
             PodWatcher(daemon.node, self._client, name, self._events, log=log),
             PrefetchWatcher(daemon.node, self._client, name, log=log),
             Reporting(

@@ -7,7 +7,7 @@ and reads no document without end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -25,6 +25,7 @@ from modelcache.sources.gcs import checksums
 from modelcache.sources.gcs.endpoint import Endpoint
 from modelcache.sources.gcs.refusals import no_bucket, not_gcs, passes, shown, translating
 from modelcache.sources.gcs.tokens import Authorization, Tokens
+from modelcache.sources.web.guarding import GuardedAdapter
 from modelcache.sources.web.identity import user_agent
 
 OBJECTS_MAX: Final = 1_000_000  # of one ref: no model has so many; a bucket was meant
@@ -71,7 +72,7 @@ class Bucket:
         self._client: Any = storage.Client(
             project=None,
             credentials=AnonymousCredentials(),  # type: ignore[no-untyped-call]
-            _http=_Session(tokens, ca_file),
+            _http=_Session(tokens, ca_file, transfer.refused_networks),
             client_info=ClientInfo(user_agent=user_agent()),  # type: ignore[no-untyped-call]
             client_options={"api_endpoint": endpoint.url},
         )
@@ -121,8 +122,10 @@ class Bucket:
 class _Session(requests.Session):
     """What Google's client sends its requests through."""
 
-    def __init__(self, tokens: Tokens, ca_file: str) -> None:
+    def __init__(self, tokens: Tokens, ca_file: str, refused: Sequence[str]) -> None:
         super().__init__()
+        for scheme in ("http://", "https://"):
+            self.mount(scheme, GuardedAdapter(refused))
         self._tokens = tokens
         self._ca_file = ca_file
 

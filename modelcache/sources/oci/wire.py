@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Final
 from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
 from requests.cookies import RequestsCookieJar
 
 from modelcache.config import TransferSettings
 from modelcache.errors import ModelcacheError, NotFound, SourceRefused, SourceUnavailable
 from modelcache.sources.source import ProxyAddress
 from modelcache.sources.web.address import Address
+from modelcache.sources.web.guarding import GuardedAdapter
 from modelcache.sources.web.identity import user_agent
 from modelcache.sources.web.proxies import proxy_for
 
@@ -77,7 +77,7 @@ class Wire:
     def __init__(self, ca_file: str | None, transfer: TransferSettings) -> None:
         """Raises SourceRefused for a ca_file that cannot be read."""
         self._timeouts = (transfer.connect_timeout_s, transfer.stall_timeout_s)
-        self._adapter = _Adapter(ca_file)
+        self._adapter = _Adapter(ca_file, transfer.refused_networks)
         self._session = requests.Session()
         self._session.trust_env = False  # ~/.netrc would replace our Authorization
         self._session.cookies = _NoCookies()
@@ -189,10 +189,10 @@ class _NoCookies(RequestsCookieJar):
         """Keep nothing."""
 
 
-class _Adapter(HTTPAdapter):
+class _Adapter(GuardedAdapter):
     """Trusts what the rest of the program trusts, and goes through the proxies it goes through."""
 
-    def __init__(self, ca_file: str | None) -> None:
+    def __init__(self, ca_file: str | None, refused: Sequence[str]) -> None:
         """Raises SourceRefused for a ca_file that cannot be read."""
         try:
             self._tls = ssl.create_default_context(cafile=ca_file)
@@ -201,7 +201,7 @@ class _Adapter(HTTPAdapter):
                 f"cannot read trusted certificates {ca_file}: {error.strerror or error}"
             ) from error
         self._authorizations: dict[str, str] = {}
-        super().__init__(pool_maxsize=CONNECTIONS_MAX)
+        super().__init__(refused, pool_maxsize=CONNECTIONS_MAX)
 
     def by_way_of(self, proxy: ProxyAddress | None) -> dict[str, str]:
         """A proxy as requests wants it named."""

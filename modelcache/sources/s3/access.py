@@ -31,6 +31,7 @@ from modelcache.sources.s3.refusals import EXPIRED, MISPLACED, shown, translatin
 from modelcache.sources.s3.signing import GetSigner, Scope, reproduces, scope_of
 from modelcache.sources.s3.taps import Taps
 from modelcache.sources.source import HttpTarget, ProxyAddress
+from modelcache.sources.web.guarding import guarded_pools
 from modelcache.sources.web.proxies import proxy_for
 
 REQUESTS_MAX: Final = 16  # at once while resolving; beyond that the interpreter is the limit
@@ -164,10 +165,19 @@ class Access:
                 verify=self._ca_file,
                 config=self._config(),
             )
+        self._guard_connections(client)
         self.client: Any = client
         self._taps = Taps(client)
         self._signer: GetSigner | None = None
         self._shape = None
+
+    def _guard_connections(self, client: Any) -> None:  # noqa: ANN401 - botocore makes its classes
+        """Of the bucket's requests; those for credentials are none that a ref can lead astray."""
+        sender = client._endpoint.http_session  # noqa: SLF001 - no option says it
+        pools = sender._pool_classes_by_scheme  # noqa: SLF001
+        pools |= guarded_pools(
+            pools, self._transfer.refused_networks
+        )  # in place: managers share it
 
     def _region(self, session: Any) -> str:  # noqa: ANN401 - botocore makes its classes
         named = self._origin.option("region") or self._settings.region

@@ -196,6 +196,9 @@ def translating(where: str) -> Iterator[None]:
 
 def translate(error: BotoCoreError | ClientError, where: str) -> ModelcacheError:
     """The error for whatever botocore raised. What it could renew or repeat, it has."""
+    cause = getattr(error, "kwargs", {}).get("error")
+    if isinstance(cause, ModelcacheError):  # ours, of a connection that may not be
+        return cause
     return _from_answer(error, where) if isinstance(error, ClientError) else _from_sdk(error, where)
 
 

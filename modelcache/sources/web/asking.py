@@ -19,6 +19,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from modelcache.config import TransferSettings
+from modelcache.domain.reach import check_peer
 from modelcache.errors import ModelcacheError, NotFound, SourceRefused, SourceUnavailable
 from modelcache.sources.source import ProxyAddress
 from modelcache.sources.web.address import Address, escape
@@ -64,6 +65,7 @@ class Asker:
         self._ca_setting = ca_setting
         self._connect_timeout_s = transfer.connect_timeout_s
         self._stall_timeout_s = transfer.stall_timeout_s
+        self._refused = transfer.refused_networks
         self._ca_file = ca_file
         self._guard = threading.Lock()
         self._idle: dict[str, list[http.client.HTTPConnection]] = {}
@@ -225,6 +227,9 @@ class Asker:
             connection.set_tunnel(address.host, address.port, headers=secret)
         try:
             connection.connect()
+            if proxy is None:
+                peer, own = connection.sock.getpeername()[0], connection.sock.getsockname()[0]
+                check_peer(peer, own, host, self._refused)
         except BaseException:
             connection.close()
             raise
