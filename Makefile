@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEV := $(VENV)/.dev
 BENCH := $(VENV)/.bench
+LOAD := $(VENV)/.load
 
-.PHONY: demo test bench lint lock clean
+.PHONY: demo test bench bench-load lint lock clean
 
 demo: $(DEV)
 	$(BIN)/python -m bench.demo
@@ -22,6 +23,10 @@ lint: $(DEV)
 bench: $(BENCH)
 	$(BIN)/python -m bench
 
+# Beside other loaders of tensors: they want PyTorch, which is several GB to download.
+bench-load: $(LOAD)
+	$(BIN)/python -m bench load
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'modelcache needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11'; exit 1; }
@@ -36,12 +41,18 @@ $(BENCH): requirements/bench.lock $(DEV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/bench.lock
 	@touch $@
 
+$(LOAD): requirements/load.lock $(DEV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/load.lock
+	@touch $@
+
 # Pins and hashes only; needs uv.
 lock:
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --extra all --group dev -o requirements/dev.lock pyproject.toml
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --extra all --group dev --group bench -o requirements/bench.lock pyproject.toml
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --extra all --group dev --group bench --group load -o requirements/load.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) .tools

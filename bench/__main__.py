@@ -8,6 +8,7 @@ serve    the peer plane beside other servers: what a GB costs the one that gives
 simulate the planner on up to 5,000 nodes, in virtual time (--quick: up to 256 of them)
 swarm    eight agents on hosts of their own, every link shaped, and the same simulated (root)
 publish  a volume of a warm model, as kubelet asks for it (root)
+load     tensors, beside other loaders (wants `make .venv/.load`: several GB, so only if named)
 report   only write RESULTS.md and the plot again, from the numbers kept in bench/results
 """
 
@@ -29,6 +30,7 @@ from bench import (
     comparison,
     http_client,
     io_policy,
+    load,
     publish,
     results,
     serve,
@@ -42,6 +44,7 @@ from tests.servers.process import TOOLS as PROGRAMS
 
 GIB = 1 << 30
 TOOLS_BIN = PROGRAMS / "bin"
+LOADERS = ("torch", "safetensors", "runai-model-streamer", "fastsafetensors")
 STUDIES = ("pull", "warm", "io", "client", "serve", "simulate", "swarm", "publish")
 SIZES = {Scenario.FILE: 4 * GIB, Scenario.MODEL: 4 * GIB, Scenario.SMALL: 10_000 * SMALL_BYTES}
 QUICK = {Scenario.FILE: GIB, Scenario.MODEL: GIB, Scenario.SMALL: 1_000 * SMALL_BYTES}
@@ -68,6 +71,9 @@ def main() -> None:
                     folder, 1 if options.quick else options.rounds
                 ),
                 "publish": lambda: publish.measure_publishing(folder, options.rounds),
+                "load": lambda: load.measure_loaders(
+                    folder, 1 if options.quick else options.rounds, quick=options.quick
+                ),
                 "simulate": lambda: simulate.measure(quick=options.quick),
             }[study]()
             results.keep(study, {"machine": machine(folder), "runs": numbers})
@@ -77,7 +83,7 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("studies", nargs="*", choices=[*STUDIES, "report"], metavar="STUDY")
+    parser.add_argument("studies", nargs="*", choices=[*STUDIES, "load", "report"], metavar="STUDY")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each tool (3)")
     parser.add_argument("--scenario", nargs="+", choices=list(Scenario), default=list(Scenario))
     parser.add_argument("--transport", nargs="+", choices=list(Transport), default=list(Transport))
@@ -142,7 +148,14 @@ def _versions() -> dict[str, str]:
                 [program, *arguments], capture_output=True, text=True, check=False
             )
             found[name] = (done.stdout or done.stderr).splitlines()[0].strip()
-    for package in ("boto3", "awscrt", "obstore", "huggingface_hub", "google-cloud-storage"):
+    for package in (
+        "boto3",
+        "awscrt",
+        "obstore",
+        "huggingface_hub",
+        "google-cloud-storage",
+        *LOADERS,
+    ):
         done = subprocess.run(
             [
                 sys.executable,
