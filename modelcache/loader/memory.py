@@ -37,7 +37,7 @@ def anonymous(size_bytes: int) -> Memory:
     offset = 0
     if huge:
         offset = -_address(arena) % HUGE_BYTES
-        _advise_huge(arena)
+        _advise_huge(arena, offset, size_bytes // HUGE_BYTES * HUGE_BYTES)
     return Memory(memoryview(arena)[offset : offset + size_bytes], arena, offset)
 
 
@@ -47,8 +47,12 @@ def _address(arena: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(arena))
 
 
-def _advise_huge(arena: mmap.mmap) -> None:
+def _advise_huge(arena: mmap.mmap, start: int, length: int) -> None:
+    """All but what would be the start of a last, mostly empty huge page."""
+    rest = start + length
     try:
-        arena.madvise(mmap.MADV_HUGEPAGE)
+        arena.madvise(mmap.MADV_HUGEPAGE, start, length)
+        if rest < len(arena):
+            arena.madvise(mmap.MADV_NOHUGEPAGE, rest, len(arena) - rest)
     except (AttributeError, OSError):
         return  # a kernel without transparent huge pages: slower by some percent, no more
