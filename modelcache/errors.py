@@ -183,6 +183,12 @@ class StoreFull(StoreError):
     code = "store_full"
 
 
+class MemoryFull(StoreFull):
+    """No room in memory, by quota or by the machine, even without what may be dropped from it."""
+
+    code = "memory_full"
+
+
 class QuotaExceeded(StoreFull):
     """A namespace may not have so many bytes of models on a node."""
 

@@ -16,6 +16,7 @@ from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.engine import Engine
 from modelcache.agent.events import EventKind
 from modelcache.agent.identities import Identities
+from modelcache.agent.memorizing import Memorizing
 from modelcache.agent.node import Node
 from modelcache.agent.volumes import Volumes
 from modelcache.config import Settings
@@ -90,6 +91,7 @@ class Daemon:
             self._borrowing,
             identities=self.identities,
         )
+        self.memorizing = Memorizing(engine)
         self.neighbours = neighbours
         self.started_at_s = wall_clock_s()
         self._listening = neighbours is None
@@ -143,6 +145,7 @@ class Daemon:
 
     def close(self) -> None:
         """End everything; what is wanted stays written down. Idempotent."""
+        self.memorizing.close()
         self._borrowing.close()
         self.volumes.close()
         self.node.close()

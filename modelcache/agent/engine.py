@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from modelcache.agent.arriving import Arriving
 from modelcache.agent.clock import wall_clock_s
+from modelcache.agent.memory import MemoryTier, MemoryUse, Told
 from modelcache.agent.reaching import Reach
 from modelcache.agent.snapshot import Snapshot
 from modelcache.config import Settings
@@ -52,6 +53,7 @@ class StoredModel:
     leases: tuple[LeaseInfo, ...]
     verified: dict[str, int]
     path: Path | None
+    memory: MemoryUse = field(default_factory=MemoryUse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Engine:
         self.settings = settings
         self.reach = Reach(settings)
         self.store = Store.open(settings.store, write=write)
+        self.memory = MemoryTier(self.store, settings.memory)
         self.peers: Peers | None = None  # other nodes, where there are any
         self.arriving = Arriving(self.store)  # what is being fetched, for who reads it already
         self._lock = threading.Lock()
@@ -217,6 +220,21 @@ class Engine:
         self.store.touch(model_id)
         return path
 
+    def warm_memory(
+        self,
+        what: str,
+        *,
+        locked: bool = False,
+        told: Told | None = None,
+        cancel: threading.Event | None = None,
+    ) -> MemoryUse:
+        """Bring a warm model into the page cache, or `locked` into a copy on a tmpfs. Idempotent.
+
+        Raises NotInStore, MemoryFull, InvalidConfig, Cancelled, StoreError.
+        """
+        bring = self.memory.lock if locked else self.memory.warm
+        return bring(self.store.find(what), told=told, cancel=cancel)
+
     def usage(self) -> Usage:
         """What the store takes."""
         return room.usage(self.store)
@@ -259,6 +277,7 @@ class Engine:
             leases=tuple(self.store.leases(model_id)),
             verified=verified,
             path=path,
+            memory=self.memory.use(manifest),
         )
 
     # Keeping and removing
@@ -275,7 +294,10 @@ class Engine:
 
     def remove(self, what: str, *, force: bool = False) -> int:
         """Remove a model; returns the bytes freed. Raises Leased unless `force`."""
-        return self.store.remove_model(self.store.find(what), force=force)
+        model_id = self.store.find(what)
+        freed = self.store.remove_model(model_id, force=force)
+        self.memory.drop_copy(model_id)
+        return freed
 
     def collect_garbage(self, *, partial_older_than_s: float = PARTIAL_KEEP_S) -> GarbageReport:
         """Remove what nothing needs, and what is over the quota."""

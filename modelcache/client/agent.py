@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +26,17 @@ from modelcache.client.answers import (
     volume_of,
 )
 from modelcache.domain.identities import PodIdentity
-from modelcache.domain.refs import Ref
+from modelcache.domain.refs import Ref, parse_ref
 from modelcache.domain.volumes import Volume, VolumeRequest
 from modelcache.domain.wanted import LEASE_DEFAULT, WantedStatus, wanted_id
-from modelcache.errors import UsageError
+from modelcache.errors import NotInStore, UsageError
 
 CONNECT_S: Final = 5.0
 ANSWER_S: Final = 60.0  # listing a store of many thousands of blobs takes a while
 PUBLISH_S: Final = 90.0  # an origin may have to be asked who may read it
 HEARTBEAT_S: Final = 60.0  # the agent says something every 15 s, if only that it is there
 WAIT_STEP_S: Final = 20.0  # of one request; the agent answers earlier when it has news
+_MODEL_NAME: Final = re.compile(r"[0-9a-f]{4,64}")
 _HOST: Final = "http://agent"  # what a Unix socket's requests are addressed to
 
 
@@ -161,6 +163,36 @@ class AgentClient:
         plain: dict[str, Any] = self._ask("GET", "/v1/estimate", params=params)
         return plain
 
+    def find_model(self, what: str) -> str:
+        """The id of the node's model that is meant by an id, the start of one, or a ref.
+
+        Raises NotInStore, UsageError where several are meant.
+        """
+        if "://" not in what:
+            return str(field_of(self._ask("GET", f"/v1/models/{_model_name(what)}"), "model_id"))
+        ref = parse_ref(what).redacted()
+        found = [each for each in self.models() if ref in listed(field_of(each, "refs"))]
+        if not found:
+            raise NotInStore(f"{ref} is not on the agent's node")
+        newest = max(found, key=lambda each: float(field_of(each, "last_used_s")))
+        return str(field_of(newest, "model_id"))
+
+    def warm_memory(self, model_id: str, *, locked: bool = False) -> dict[str, Any]:
+        """Have a warm model brought into memory; `memory` tells how far it is. Idempotent."""
+        path = f"/v1/models/{_model_name(model_id)}/memory"
+        plain: dict[str, Any] = self._ask("POST", path, json={"locked": locked})
+        return plain
+
+    def memory(self, model_id: str) -> dict[str, Any]:
+        """What of a model is in memory, and the last attempt to bring it there, as JSON values."""
+        plain: dict[str, Any] = self._ask("GET", f"/v1/models/{_model_name(model_id)}/memory")
+        return plain
+
+    def drop_memory(self, model_id: str) -> int:
+        """Have a model dropped from memory; returns the bytes. The disk keeps it."""
+        path = f"/v1/models/{_model_name(model_id)}/memory"
+        return int(field_of(self._ask("DELETE", path), "freed_bytes"))
+
     # Volumes
 
     def publish(
@@ -274,6 +306,13 @@ class AgentClient:
             if not response.is_success:
                 raise refusal(response.status_code, body)
         return parsed(body)
+
+
+def _model_name(what: str) -> str:
+    """As it may stand in a path. Raises UsageError."""
+    if not _MODEL_NAME.fullmatch(what.lower()):
+        raise UsageError(f"{what!r} is neither a ref nor a model id (4 or more hex digits)")
+    return what.lower()
 
 
 def _socket_path(address: str) -> str | None:

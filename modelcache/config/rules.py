@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import fields
+from typing import Final
 
 from modelcache.config.groups import (
     BLOCK_BYTES,
@@ -19,6 +20,8 @@ from modelcache.domain.listening import parse_listen
 from modelcache.domain.mirrors import parse_rewrites
 from modelcache.domain.reach import parse_networks
 from modelcache.errors import InvalidConfig, UsageError
+
+MEMORY_THREADS_MAX: Final = 64
 
 
 def validated(settings: Settings) -> Settings:
@@ -52,9 +55,15 @@ def broken_rules(settings: Settings) -> Iterator[str]:
                 ("store", store),
                 ("transfer", transfer),
                 ("forecast", settings.forecast),
+                ("memory", settings.memory),
             )
             for item in fields(group)
             if isinstance(getattr(group, item.name), int | float)
+        ),
+        (0 < settings.memory.share <= 1, "memory.share must be above 0 and at most 1"),
+        (
+            1 <= settings.memory.threads <= MEMORY_THREADS_MAX,
+            f"memory.threads must be 1 to {MEMORY_THREADS_MAX}",
         ),
         (settings.max_age_s >= 0, "max_age_s must not be negative"),
         (

@@ -16,6 +16,7 @@ from modelcache.store.room import GarbageReport, Usage
 from modelcache.transfer.report import Report
 
 if TYPE_CHECKING:
+    from modelcache.agent.memory import MemoryUse
     from modelcache.agent.pushes import PushReport
 
 _UNVERIFIED: Final = "unverified by origin"
@@ -122,11 +123,23 @@ def models_text(models: Sequence[StoredModel], now_s: float) -> str:
                 str(model.files),
                 f"{units.duration(max(0.0, now_s - model.last_used_s))} ago",
                 "+".join(sorted(model.verified)) or "-",
+                memory_text(model),
                 pinned,
                 ", ".join(model.refs) or "-",
             )
         )
-    return table(("MODEL", "STATE", "SIZE", "FILES", "USED", "CHECKED BY", "", "REF"), rows)
+    return table(
+        ("MODEL", "STATE", "SIZE", "FILES", "USED", "CHECKED BY", "MEMORY", "", "REF"), rows
+    )
+
+
+def memory_text(model: StoredModel) -> str:
+    """What of a model is in memory: the share of it in the page cache, and whether it is copied."""
+    memory = model.memory
+    told = "?"
+    if memory.resident_bytes is not None:
+        told = f"{100 * memory.resident_bytes // max(1, model.size_bytes)}%"
+    return f"{told}, locked" if memory.copy_path else told
 
 
 def model_json(model: StoredModel) -> dict[str, Any]:
@@ -144,6 +157,16 @@ def model_json(model: StoredModel) -> dict[str, Any]:
             {"kind": lease.kind, "note": lease.note, "pid": lease.pid} for lease in model.leases
         ],
         "path": str(model.path) if model.path else None,
+        "memory": memory_json(model.memory),
+    }
+
+
+def memory_json(memory: MemoryUse) -> dict[str, Any]:
+    """What of a model is in memory."""
+    return {
+        "resident_bytes": memory.resident_bytes,
+        "copy_bytes": memory.copy_bytes,
+        "copy_path": str(memory.copy_path) if memory.copy_path else None,
     }
 
 
@@ -158,6 +181,7 @@ def show_text(model: StoredModel, files: Sequence[StoredFile]) -> str:
         f"checked   {verified_text(model.verified) or '-'}",
         f"leases    {leases or '-'}",
         f"snapshot  {model.path or '-'}",
+        f"memory    {memory_text(model)}",
     ]
     rows = [
         (

@@ -58,7 +58,8 @@ def opened(
     arrival.begin()
     if arrival.warm is not None:
         arrival.stop()
-        return Folder(arrival.warm.path, direct=direct)
+        copied = arrival.engine.memory.copy_path(arrival.warm.model_id)
+        return Folder(copied or arrival.warm.path, direct=direct)
     assert arrival.manifest is not None  # noqa: S101 - one of the two
     return ArrivingModel(arrival, arrival.manifest)
 
@@ -67,4 +68,5 @@ def _stored(what: str, settings: Settings, *, direct: bool) -> Model:
     from modelcache.agent import Engine  # noqa: PLC0415
 
     with Engine(settings, write=False) as engine:
-        return Folder(engine.path(what), direct=direct)
+        path = engine.path(what)
+        return Folder(engine.memory.copy_path(engine.store.find(what)) or path, direct=direct)

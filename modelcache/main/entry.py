@@ -21,6 +21,7 @@ from modelcache.main import (
     env,
     keeping,
     machine,
+    memory,
     models,
     mounting,
     pulling,
@@ -38,6 +39,7 @@ MODULES: Final = (
     pushing,
     models,
     env,
+    memory,
     keeping,
     mounting,
     agent,
@@ -53,6 +55,7 @@ MODULES: Final = (
 ORDER: Final = [
     "pull",
     "push",
+    "warm",
     "ls",
     "show",
     "path",

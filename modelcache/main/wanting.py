@@ -96,7 +96,7 @@ def prefetch(  # noqa: PLR0917 - one parameter for each option
         raise UsageError("--timeout says how long to wait; give --wait too")
     parsed = parse_ref(ref).filtered(split_globs(include), split_globs(exclude))
     within_s = parse_duration(timeout) if timeout else None
-    with _asking(agent, config) as client:
+    with asking(agent, config) as client:
         status = client.want(
             parsed,
             priority=_priority(priority),
@@ -128,7 +128,7 @@ def release(  # noqa: PLR0917 - one parameter for each option
     from modelcache.faces import present  # noqa: PLC0415
 
     parsed = parse_ref(ref).filtered(split_globs(include), split_globs(exclude))
-    with _asking(agent, config) as client:
+    with asking(agent, config) as client:
         released = client.release(parsed, None if everybody else lease)
     if as_json:
         present.print_json({"released": released})
@@ -164,7 +164,7 @@ def estimate(  # noqa: PLR0917 - one parameter for each option
     from modelcache.faces.estimates import estimates_text  # noqa: PLC0415
 
     parsed = parse_ref(ref).filtered(split_globs(include), split_globs(exclude))
-    with _asking(agent, config) as client:
+    with asking(agent, config) as client:
         told = client.estimate(parsed, node=node, priority=_priority(priority))
     if as_json:
         present.print_json(told)
@@ -188,7 +188,7 @@ def status(
     from modelcache.domain.refs import parse_ref  # noqa: PLC0415 - see the package
 
     parsed = parse_ref(ref) if ref else None
-    with _asking(agent, config) as client:
+    with asking(agent, config) as client:
         while True:
             text = _status_text(client, parsed, as_json=as_json, quiet=quiet, lines=watch)
             if watch and not as_json and sys.stdout.isatty():
@@ -213,7 +213,7 @@ def events(
     """Print what happens on the node, as it happens; one line each."""
     from modelcache.faces.wanted import event_text  # noqa: PLC0415 - see the package
 
-    with _asking(agent, config) as client:
+    with asking(agent, config) as client:
         for event in client.events(history=history):
             if quiet and event.kind == "progress":
                 continue
@@ -239,7 +239,7 @@ def drain(
     from modelcache.config import parse_duration  # noqa: PLC0415 - see the package
     from modelcache.faces import present  # noqa: PLC0415
 
-    with _asking(agent, config) as client:
+    with asking(agent, config) as client:
         complete = client.drain(parse_duration(timeout) if timeout else None)
     if as_json:
         present.print_json({"draining": True, "complete": complete})
@@ -250,7 +250,7 @@ def drain(
 
 
 @contextmanager
-def _asking(address: str | None, config: Path | None) -> Iterator[AgentClient]:
+def asking(address: str | None, config: Path | None) -> Iterator[AgentClient]:
     """The agent that the options name, or this node's as it is configured."""
     from modelcache.config import load_settings  # noqa: PLC0415 - see the package
     from modelcache.main.extras import needs_extra  # noqa: PLC0415

@@ -28,6 +28,14 @@ def cheap_memory_bytes(root: Path = Path("/")) -> int:
     return min([_available_bytes(root), *_limits(root)])
 
 
+def available_bytes(root: Path = Path("/")) -> int:
+    """Memory that could be had without swapping, by machine and control group; 0 if nobody tells.
+
+    Other files' pages are part of it.
+    """
+    return min([_available_bytes(root), *_limits(root)])
+
+
 def _returns_free_pages(devices: Path) -> bool:
     for device in devices.glob("*"):
         with suppress(OSError, ValueError):

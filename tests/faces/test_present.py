@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from modelcache.agent import Snapshot, StoredModel, VerifyResult
+from modelcache.agent.memory import MemoryUse
 from modelcache.domain.manifests import ModelId
 from modelcache.faces import present
 from modelcache.store.leases import LeaseInfo
@@ -31,6 +32,7 @@ def model(*, warm: bool = True, pinned: bool = False) -> StoredModel:
         leases=(LeaseInfo("pin", "demo", 7),) if pinned else (),
         verified={"sha256": 900, "none": 100},
         path=Path("/store/snapshots/x") if warm else None,
+        memory=MemoryUse(629, 1000, Path("/mnt/x")) if warm else MemoryUse(),
     )
 
 
@@ -71,9 +73,10 @@ def test_ls_tells_state_age_checks_pins_and_every_ref():
     lines = present.models_text([model(pinned=True), model(warm=False)], 160.0).splitlines()
     assert re.split(" {2,}", lines[1]) == [
         *("abababababab", "warm", "1.0 kB", "5", "1m 00s ago"),
-        *("none+sha256", "pinned", "s3://b/m, https://h/m"),
+        *("none+sha256", "62%, locked", "pinned", "s3://b/m, https://h/m"),
     ]
     assert "warming 29 %" in lines[2]
+    assert "  ?  " in lines[2]
 
 
 def test_a_model_that_is_not_complete_is_not_a_hundred_percent():
@@ -103,6 +106,7 @@ def test_ls_json_has_the_whole_id_plain_numbers_and_leases():
         "verified_bytes": {"sha256": 900, "none": 100},
         "leases": [{"kind": "pin", "note": "demo", "pid": 7}],
         "path": "/store/snapshots/x",
+        "memory": {"resident_bytes": 629, "copy_bytes": 1000, "copy_path": "/mnt/x"},
     }
     assert present.model_json(model(warm=False))["path"] is None
 

@@ -13,6 +13,7 @@ from modelcache.agent.daemon import Daemon
 from modelcache.faces.http import refusals
 from modelcache.faces.http.docs_page import render
 from modelcache.faces.http.estimates import estimate_routes
+from modelcache.faces.http.memory import memory_routes
 from modelcache.faces.http.models import models_routes
 from modelcache.faces.http.nodes import node_routes, probe_routes
 from modelcache.faces.http.schemas import Refusal
@@ -38,6 +39,7 @@ def create_app(daemon: Daemon, closing: Closing) -> FastAPI:
     )
     refusals.install(app)
     for routes in (
+        memory_routes(daemon),
         models_routes(daemon, closing),
         estimate_routes(daemon),
         volumes_routes(daemon),

@@ -13,6 +13,7 @@ from modelcache.domain.wanted import WANTED_ID_DIGITS, WantedStatus
 from modelcache.faces.http.schemas import (
     FileInfo,
     LeaseInfo,
+    MemoryUse,
     Released,
     StoredModelDetail,
     StoredModelInfo,
@@ -124,4 +125,9 @@ def _stored(model: StoredModel) -> StoredModelInfo:
         leases=[LeaseInfo(kind=each.kind, note=each.note, pid=each.pid) for each in model.leases],
         verified=model.verified,
         path=None if model.path is None else str(model.path),
+        memory=MemoryUse(
+            resident_bytes=model.memory.resident_bytes,
+            copy_bytes=model.memory.copy_bytes,
+            copy_path=str(model.memory.copy_path) if model.memory.copy_path else None,
+        ),
     )

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from modelcache.agent.memorizing import MemoryPhase
 from modelcache.domain.identities import TOKENS_MAX
 from modelcache.domain.manifests import ModelId
 from modelcache.domain.members import Priority
@@ -233,6 +234,41 @@ class LeaseInfo(_Answer):
     pid: int = Field(examples=[4711])
 
 
+class MemoryUse(_Answer):
+    """What of a model is in memory."""
+
+    resident_bytes: int | None = Field(
+        examples=[140_000_000_000], description="In the page cache; null where nobody tells."
+    )
+    copy_bytes: int = Field(examples=[0], description="In a copy on the agent's tmpfs.")
+    copy_path: str | None = Field(examples=[None])
+
+
+class MemoryRequest(BaseModel):
+    """How to bring a model into memory."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    locked: bool = Field(default=False, description="Into a copy on the tmpfs, to stay.")
+
+
+class MemoryState(MemoryUse):
+    """What of a model is in memory, and the last attempt to bring it there."""
+
+    model_id: ModelId = Field(examples=[_MODEL])
+    phase: MemoryPhase
+    locked: bool
+    done_bytes: int = Field(examples=[70_000_000_000])
+    total_bytes: int = Field(examples=[140_000_000_000])
+    trouble: Problem | None
+
+
+class Freed(_Answer):
+    """How much was let go of."""
+
+    freed_bytes: int = Field(examples=[140_000_000_000])
+
+
 class StoredModelInfo(_Answer):
     """A model of this node, wanted or not."""
 
@@ -249,6 +285,7 @@ class StoredModelInfo(_Answer):
         description="Bytes by the checksum that its origin published; `none`: nothing vouched.",
     )
     path: str | None = Field(examples=[f"/var/lib/modelcache/snapshots/{_MODEL}"])
+    memory: MemoryUse
 
 
 class FileInfo(_Answer):
