@@ -76,6 +76,7 @@ ORDER: Final = [
     "release",
     "events",
     "drain",
+    "holder",
     "volumes",
     "csi",
     "webhook",

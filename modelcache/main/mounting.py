@@ -134,6 +134,21 @@ def unmount(
         say("unmounted" if found else "nothing was mounted there")
 
 
+@app.command()
+def holder(
+    socket: Annotated[
+        Path, typer.Option("--socket", metavar="PATH", help="Where the agent finds it.")
+    ] = Path("/run/modelcache/holder.sock"),
+) -> None:
+    """Keep streaming mounts alive while their agent is being restarted.
+
+    Agents start one themselves; run it where what an agent has started is killed with it.
+    """
+    # Anew, without all that commands load: it stays for as long as the node does.
+    arguments = [sys.executable, "-m", "modelcache.mounts.holder", str(socket), "--stay"]
+    os.execv(sys.executable, arguments)  # noqa: S606 - ourselves
+
+
 def _tell(told: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
     from modelcache.faces import present  # noqa: PLC0415 - see the package
 

@@ -178,6 +178,11 @@ class Session:
             "resend": self.resend,
         }
 
+    def _write_down(self) -> None:
+        """Have the state kept, unless it is all over. The caller locks."""
+        if not self._ended.is_set():
+            self._keep(self.state())
+
     def wait(self, timeout_s: float | None = None) -> bool:
         """Until the mount is gone and nobody has a file of it open; False if that took longer."""
         return self._ended.wait(timeout_s)
@@ -209,7 +214,7 @@ class Session:
             before = node.node_id
             node.begin_epoch()
             self._descriptors.pop(number, None)
-            self._keep(self.state())
+            self._write_down()
         for parked in self._parking.all():
             if parked.number == number and self._parking.take(parked.unique):
                 self._channel.answer(parked.unique, error=errno.EIO)
@@ -334,7 +339,7 @@ class Session:
                 self._report("no_passthrough", message=error.strerror or str(error.errno))
             finally:
                 os.close(fd)
-        self._keep(self.state())
+        self._write_down()
         return node.backing
 
     def _release(self, head: Head, data: bytearray, size: int) -> bytes:
@@ -488,7 +493,7 @@ class Session:
             os.close(fd)
             with self._lock:
                 node.begin_epoch()
-                self._keep(self.state())
+                self._write_down()
             self._tell_epoch(node)
 
     def _tell_epoch(self, node: Node) -> None:
