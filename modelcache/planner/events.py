@@ -255,7 +255,8 @@ class Fetch:
     hedge: the chunk is already on its way by another attempt; whoever is first stores it.
     renew: sign or follow the redirect anew first. serve: others may have what comes before all of
     the blob is here and verified, for it comes from who vouches for it. audit: the chunk is stored;
-    read it into memory, and replace what the store has where that is something else.
+    read it into memory, and replace what the store has where that is something else. urgent: a
+    reader waits for it; see Hasten.
     """
 
     attempt: AttemptId
@@ -266,6 +267,14 @@ class Fetch:
     renew: bool = False
     serve: bool = True
     audit: bool = False
+    urgent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hasten:
+    """Somebody waits for what this attempt reads now: let it have the link."""
+
+    attempt: AttemptId
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,4 +350,4 @@ Event = (
     | SwarmEvent
     | TimerDue
 )
-Action = Fetch | Announce | Cancel | Curtail | Forget | Finish | GiveUp | Quarantine | Wake
+Action = Fetch | Announce | Cancel | Curtail | Forget | Finish | GiveUp | Hasten | Quarantine | Wake

@@ -133,7 +133,7 @@ class Planner:
             case PeerLeft(source):
                 self._swarm.left(source)
             case ChunkWanted():
-                self._on_wanted(event)
+                self._on_wanted(event, actions)
             case ChunkAudited():
                 self._on_audited(event, now_s, actions)
             case Doubted():
@@ -145,11 +145,11 @@ class Planner:
                 self._board.origin_connections = connections
                 self._board.origins_rest_until_s = until_s
 
-    def _on_wanted(self, event: ChunkWanted) -> None:
+    def _on_wanted(self, event: ChunkWanted, actions: list[Action]) -> None:
         if event.waiter is Waiter.PEER:
             self._swarm.wanted(event)
         else:
-            self._dispatch.readers.wanted(event)
+            self._dispatch.readers.wanted(event, actions)
 
     def _on_paused(self, actions: list[Action], *, paused: bool) -> None:
         self._board.paused = paused

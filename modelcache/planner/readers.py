@@ -9,11 +9,20 @@ for one that stands behind others in a long request: that one is asked for once 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from modelcache.domain.manifests import BlobId
 from modelcache.planner.board import Board
-from modelcache.planner.events import ChunkWanted, Fetch, SourceId, Waiter
+from modelcache.planner.events import (
+    Action,
+    AttemptId,
+    ChunkWanted,
+    Fetch,
+    Hasten,
+    SourceId,
+    Waiter,
+)
 from modelcache.planner.lots import ORIGIN
 from modelcache.planner.state import BlobState
 
@@ -37,7 +46,7 @@ class Readers:
         self._awaited: Wanted = {}
         self._soon: Wanted = {}
 
-    def wanted(self, event: ChunkWanted) -> None:
+    def wanted(self, event: ChunkWanted, actions: list[Action]) -> None:
         """Somebody reads a chunk, or will soon. Idempotent."""
         state = self._board.blobs.get(event.blob)
         known = state is not None and 0 <= event.chunk < state.grid.count
@@ -49,7 +58,9 @@ class Readers:
                 self._soon.setdefault(key, False)
         elif len(self._awaited) < AWAITED_MAX:
             self._soon.pop(key, None)
-            self._awaited.setdefault(key, False)
+            if key not in self._awaited:
+                self._awaited[key] = False
+                actions += [Hasten(attempt) for attempt in self._reading(state, event.chunk)]
 
     def next_awaited(self, now_s: float) -> Fetch | None:
         """The next attempt for a reader that waits."""
@@ -106,21 +117,28 @@ class Readers:
         board.settle_all(state)
         chunks = [(state.blob, each) for each in range(first, end)]
         serve = self._dispatch.serves(state, source)
-        return board.launch(source, chunks, now_s, lanes=int(state.small), serve=serve)
+        fetch = board.launch(source, chunks, now_s, lanes=int(state.small), serve=serve)
+        return replace(fetch, urgent=extra > 0)
 
     def _overtake(self, state: BlobState, chunk: int, now_s: float) -> Fetch | None:
         """Ask once more for a chunk that stands behind others of its request."""
         board = self._board
-        attempts = [board.attempts[each] for each in state.flying.get(chunk, ())]
-        if not attempts or state.small or not state.ranges:
+        if chunk not in state.flying or state.small or not state.ranges:
             return None
-        if any(each.remaining[0] == (state.blob, chunk) for each in attempts if each.remaining):
+        if self._reading(state, chunk):
             return None
         source = self._origin(state, now_s, EXTRA_CONNECTIONS)
         if source is None:
             return None
         self._awaited[state.blob, chunk] = True
-        return board.launch(source, [(state.blob, chunk)], now_s, hedge=True)
+        fetch = board.launch(source, [(state.blob, chunk)], now_s, hedge=True)
+        return replace(fetch, urgent=True)
+
+    def _reading(self, state: BlobState, chunk: int) -> list[AttemptId]:
+        """Attempts that read this chunk now, and none before it."""
+        flying = [self._board.attempts[each] for each in state.flying.get(chunk, ())]
+        key = (state.blob, chunk)
+        return [each.attempt for each in flying if each.remaining and each.remaining[0] == key]
 
     def _source(self, state: BlobState, chunk: int, now_s: float, *, extra: int) -> SourceId | None:
         lot = state.pending.lot_of(chunk)

@@ -30,6 +30,7 @@ from modelcache.planner import (
     Finish,
     Forget,
     GiveUp,
+    Hasten,
     Paused,
     Quarantine,
     SourceId,
@@ -153,6 +154,8 @@ class Node:
                 self.reader.cancel(attempt)
             case Curtail(attempt):
                 self.reader.curtail(attempt)
+            case Hasten():
+                pass  # nobody reads here
             case Announce():
                 self.teller.announce(tuple(self.unfinished))
             case Finish(blob):

@@ -58,6 +58,7 @@ from modelcache.planner import (
     Finish,
     Forget,
     GiveUp,
+    Hasten,
     InSequence,
     Paused,
     Planner,
@@ -364,6 +365,10 @@ class Transfer:
             case Announce():
                 if self.on_news is not None:
                     self.on_news()
+            case Hasten(attempt):
+                worker = self._running.get(attempt)
+                if worker is not None:
+                    worker.hasten()
             case Curtail(attempt):
                 worker = self._running.get(attempt)
                 if worker is not None:

@@ -7,6 +7,7 @@ from typing import Final
 
 from modelcache.config import TransferSettings
 from modelcache.transfer.buffers import BufferPool
+from modelcache.transfer.courtesy import Courtesy
 from modelcache.transfer.pacing import Pacer
 
 REQUEST_UNITS: Final = 1000  # what one request takes from the pacer of requests
@@ -19,6 +20,7 @@ class Shared:
         self._settings = settings
         self.cluster_pacer = Pacer(0)  # this node's part of what all nodes may take
         self.request_pacer = Pacer(0)  # the same, in REQUEST_UNITS
+        self.courtesy = Courtesy()
 
     @cached_property
     def pool(self) -> BufferPool:

@@ -6,6 +6,7 @@ while its neighbours on other workers do the same; each of those calls releases 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -85,6 +86,9 @@ class Worker:
         self._aborted = False
         self._curtailed = False
         self._pacers = tools.pacers
+        self._haste = threading.Lock()
+        self._running = False
+        self._urgent = False
 
     @property
     def first_byte_s(self) -> float:
@@ -97,7 +101,23 @@ class Worker:
         Apart from `run`, or an abort between the two would be lost.
         """
         self._aborted = self._curtailed = False
+        self._running = True
         self._requests.begin()
+
+    def hasten(self) -> None:
+        """Somebody waits for what is being read: others give way. From any thread; idempotent."""
+        with self._haste:
+            if self._running and not self._urgent:
+                self._urgent = True
+                self._tools.shared.courtesy.begin()
+
+    def _take_time(self) -> None:
+        """Nobody waits for it any more: it is over."""
+        with self._haste:
+            self._running = False
+            if self._urgent:
+                self._urgent = False
+                self._tools.shared.courtesy.end()
 
     def run(self, fetch: Fetch, jobs: list[BlobJob]) -> None:
         """Read every run of an attempt, reporting chunks as they are stored. After `begin`.
@@ -106,6 +126,8 @@ class Worker:
         """
         report = self.reports.setdefault(fetch.source, SourceReport())
         report.hedges += fetch.hedge
+        if fetch.urgent:
+            self.hasten()
         peer = peer_of(fetch.source) is not None
         self._pacers = (self._tools.pacer,) if peer else self._tools.pacers
         try:
@@ -122,6 +144,7 @@ class Worker:
                 raise Cancelled("attempt was cancelled") from error
             raise
         finally:
+            self._take_time()
             self.received_bytes = 0
             self._requests.drop_open()
 
@@ -340,6 +363,8 @@ class Worker:
         while filled < len(view):
             if self._aborted:
                 raise Cancelled("attempt was cancelled")
+            if not self._urgent:
+                self._tools.shared.courtesy.give_way()
             started_s = perf_counter()
             part = view[filled : filled + STEP_BYTES] if pacers else view[filled:]
             size = body.read_into(part)

@@ -16,6 +16,7 @@ from modelcache.planner import (
     Event,
     Failure,
     Fetch,
+    Hasten,
     OriginCapped,
     Paused,
     Planner,
@@ -65,6 +66,19 @@ def test_what_a_reader_waits_for_does_not_wait_for_a_free_connection():
     assert len(desk.begun) == 4
     assert chunks(desk.tell(ChunkWanted(BLOB, 30, Waiter.READER))) == [("b", 30)]
     assert desk.tell(ChunkWanted(BLOB, 30, Waiter.READER)) == []
+
+
+def test_what_a_reader_waits_for_is_let_have_the_link_even_if_it_is_on_its_way():
+    desk = Desk(blob("b", 40 * CHUNK))
+    (fetch,) = desk.tell(ChunkWanted(BLOB, 30, Waiter.READER))
+    assert fetch.urgent
+    assert not any(begun.urgent for begun in desk.begun)
+    flying = desk.begun[2]
+    wanted = ChunkWanted(BLOB, flying.runs[0].first, Waiter.READER)
+    assert Hasten(flying.attempt) in desk.planner.handle(wanted, 1.0)
+    assert Hasten(flying.attempt) not in desk.planner.handle(wanted, 1.0)
+    soon = ChunkWanted(BLOB, desk.begun[3].runs[0].first, Waiter.SOON)
+    assert not any(isinstance(action, Hasten) for action in desk.planner.handle(soon, 1.0))
 
 
 def test_readers_take_only_a_few_connections_more_and_then_the_next_free_one():
