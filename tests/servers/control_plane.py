@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import urllib.request
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Self
@@ -207,7 +208,7 @@ class ControlPlane:
 
     def kubeconfig(self, token: str = ADMIN, namespace: str = "default") -> Path:
         """The same as a file."""
-        path = self.api.folder / f"kubeconfig-{token}"
+        path = self.api.folder / f"kubeconfig-{sha256(token.encode()).hexdigest()[:12]}"
         path.write_text(yaml.safe_dump(self._plain(token, namespace)))
         return path
 
