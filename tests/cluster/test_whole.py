@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+import httpx2
 import pytest
 from lightkube import Client
 from lightkube.resources.core_v1 import Event, Node, Pod
@@ -40,6 +42,7 @@ class Commands:
     kubeconfig: Path
     pods: Path
     ports: dict[str, int]
+    probes: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def run(self, name: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen]:
@@ -91,12 +94,14 @@ class Commands:
         )
 
     def controller(self, name: str):
+        self.probes[name] = free_port()
         return self.run(
             name,
             "controller",
             f"--kubeconfig={self.kubeconfig}",
             "--namespace=default",
             f"--identity={name}",
+            f"--listen=127.0.0.1:{self.probes[name]}",
         )
 
     def socket(self, node: str) -> str:
@@ -127,6 +132,14 @@ def models(web: tuple[Nginx, Path]) -> Iterator[Models]:
     made = Models(server.url, root)
     yield made
     made.close()
+
+
+LEADS = re.compile(r"^modelcache_controller_leading (\S+)$", re.MULTILINE)
+
+
+def asked(port: int, path: str) -> str:
+    """What a controller says of itself."""
+    return httpx2.get(f"http://127.0.0.1:{port}/{path}", trust_env=False).raise_for_status().text
 
 
 def label_of(client: Client, node: str) -> str | None:
@@ -166,6 +179,9 @@ def test_a_declared_model_is_warm_on_its_nodes_and_mounted_at_once(
             return [c["status"] for c in status.get("conditions") or ()] == ["True"]
 
         wait_until(ready, 60)
+        leading = [asked(port, "metrics") for port in commands.probes.values()]
+        assert sorted(LEADS.findall("".join(leading))) == ["0.0", "1.0"]
+        assert [asked(port, "readyz") for port in commands.probes.values()] == ["ok", "ok"]
         wait_until(lambda: all(label_of(client, node) == "100" for node in NODES))
         read = sum(get.span[1] - get.span[0] for get in proxy.gets("model.safetensors") if get.span)
         assert read <= 1.3 * (64 << 20), "three nodes have read the origin about once"

@@ -21,6 +21,7 @@ from lightkube.types import PatchType
 from modelcache.agent.clock import wall_clock_s
 from modelcache.errors import ModelcacheError
 from modelcache.faces.controller import gates, labels, progress, readiness
+from modelcache.faces.controller.health import Health
 from modelcache.faces.controller.view import NodeView, views_of
 from modelcache.faces.kubernetes import names
 from modelcache.faces.kubernetes.events import PodEvents, PodKey, Told
@@ -35,8 +36,11 @@ IDLE_S: Final = 10.0  # a round without news: time limits pass, and agents fall 
 class Controlling:
     """See the module."""
 
-    def __init__(self, client: Client, *, log: Log | None = None) -> None:
+    def __init__(
+        self, client: Client, *, log: Log | None = None, health: Health | None = None
+    ) -> None:
         self._client = client
+        self._health = health or Health()
         self._log = log
         self._news = threading.Event()
         self._events = PodEvents(client, "controller", log=log)
@@ -60,6 +64,7 @@ class Controlling:
     def lead(self, over: threading.Event) -> None:
         """Work until told that it is over."""
         informers = (self._reports, self._nodes, self._prefetches, self._pods)
+        self._health.leads(leading=True)
         self._events.start()
         for informer in informers:
             informer.start()
@@ -67,10 +72,14 @@ class Controlling:
             while not over.is_set():
                 if all(each.wait_synced(0) for each in informers):
                     self._news.clear()
+                    start_s = monotonic()
                     self.look()
+                    self._health.rounded(monotonic() - start_s)
+                self._health.waits()
                 over.wait(ROUND_S)
                 self._wait_for_news(over)
         finally:
+            self._health.leads(leading=False)
             for informer in informers:
                 informer.stop()
             self._events.stop()
@@ -81,7 +90,7 @@ class Controlling:
         views = views_of(self._reports.items())
         nodes = {_name(node): node for node in self._nodes.items()}
         for name, node in nodes.items():
-            self._guarded(f"node {name}", partial(self._node, node, views, now_s))
+            self._guarded(f"Node {name}", partial(self._node, node, views, now_s))
         known = {
             name: (node.metadata.labels if node.metadata is not None else None) or {}
             for name, node in nodes.items()
@@ -90,7 +99,7 @@ class Controlling:
             name = str(item["metadata"]["name"])
             self._guarded(f"ModelPrefetch {name}", partial(self._prefetch, item, known, views))
         for pod in self._pods.items():
-            self._guarded(f"pod {_name(pod)}", partial(self._pod, pod, views, now_s))
+            self._guarded(f"Pod {_name(pod)}", partial(self._pod, pod, views, now_s))
 
     # Nodes
 
@@ -211,13 +220,17 @@ class Controlling:
 
     def _guarded(self, what: str, change: Callable[[], None]) -> None:
         """One object's trouble is no matter to the others."""
+        failed: Exception | None = None
         try:
             change()
         except ApiError as error:
             if error.status.code != httpx2.codes.NOT_FOUND:  # it went meanwhile
-                self._tell(what, error)
+                failed = error
         except httpx2.HTTPError as error:
-            self._tell(what, error)
+            failed = error
+        self._health.looked(what.partition(" ")[0], failed=failed is not None)
+        if failed is not None:
+            self._tell(what, failed)
 
     def _tell(self, what: str, error: Exception) -> None:
         if self._log is not None:

@@ -40,8 +40,13 @@ class Leading:
         duration_s: int = DURATION_S,
         retry_s: float = RETRY_S,
         log: Log | None = None,
+        asked: Callable[[bool], None] | None = None,
     ) -> None:
-        """name, namespace: of the Lease. me: this replica, differently named from all others."""
+        """name, namespace: of the Lease. me: this replica, differently named from all others.
+
+        asked: told after each try, and whether the API server has answered.
+        """
+        self._asked = asked
         self._client = client
         self._name, self._namespace, self._me = name, namespace, me
         self._duration_s = duration_s
@@ -87,15 +92,20 @@ class Leading:
 
     def _try(self) -> bool:
         """Take or renew the Lease; False if somebody else has it, or nobody can tell."""
+        heard = taken = False
         try:
-            return self._take()
+            taken = self._take()
+            heard = True
         except ApiError as error:
-            if error.status.code != httpx2.codes.CONFLICT and self._log is not None:
+            heard = error.status.code == httpx2.codes.CONFLICT
+            if not heard and self._log is not None:
                 self._log.warning("lease_failed", message=str(error)[:200])
         except httpx2.HTTPError as error:
             if self._log is not None:
                 self._log.warning("lease_failed", message=str(error)[:200])
-        return False
+        if self._asked is not None:
+            self._asked(heard)
+        return taken
 
     def _take(self) -> bool:
         now = datetime.now(UTC)
