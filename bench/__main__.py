@@ -7,6 +7,7 @@ client   our HTTP client beside http.client: what the transfer engine's own rest
 serve    the peer plane beside other servers: what a GB costs the one that gives it
 simulate the planner on up to 5,000 nodes, in virtual time (--quick: up to 256 of them)
 swarm    eight agents on hosts of their own, every link shaped, and the same simulated (root)
+mount    streaming mounts beside a bind mount, rclone's and s3fs (root)
 publish  a volume of a warm model, as kubelet asks for it (root)
 load     tensors, beside other loaders (wants `make .venv/.load`: several GB, so only if named)
 report   only write RESULTS.md and the plot again, from the numbers kept in bench/results
@@ -31,6 +32,7 @@ from bench import (
     http_client,
     io_policy,
     load,
+    mount,
     publish,
     results,
     serve,
@@ -45,7 +47,7 @@ from tests.servers.process import TOOLS as PROGRAMS
 GIB = 1 << 30
 TOOLS_BIN = PROGRAMS / "bin"
 LOADERS = ("torch", "safetensors", "runai-model-streamer", "fastsafetensors")
-STUDIES = ("pull", "warm", "io", "client", "serve", "simulate", "swarm", "publish")
+STUDIES = ("pull", "warm", "io", "client", "serve", "simulate", "swarm", "publish", "mount")
 SIZES = {Scenario.FILE: 4 * GIB, Scenario.MODEL: 4 * GIB, Scenario.SMALL: 10_000 * SMALL_BYTES}
 QUICK = {Scenario.FILE: GIB, Scenario.MODEL: GIB, Scenario.SMALL: 1_000 * SMALL_BYTES}
 
@@ -71,6 +73,9 @@ def main() -> None:
                     folder, 1 if options.quick else options.rounds
                 ),
                 "publish": lambda: publish.measure_publishing(folder, options.rounds),
+                "mount": lambda: mount.measure_mounts(
+                    folder, 1 if options.quick else options.rounds
+                ),
                 "load": lambda: load.measure_loaders(
                     folder, 1 if options.quick else options.rounds, quick=options.quick
                 ),
@@ -135,6 +140,7 @@ def _versions() -> dict[str, str]:
         "aria2c": ["--version"],
         "curl": ["--version"],
         "nginx": ["-v"],
+        "s3fs": ["--version"],
         "docker-registry": ["--version"],
         "oras": ["version"],
         "skopeo": ["--version"],

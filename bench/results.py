@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from bench import load, publish, serve, simulate_report, swarm
+from bench import load, mount, publish, serve, simulate_report, swarm
 from bench.contenders import DISK, LIMITS, MEMORY_4, MEMORY_8, MODELCACHE
 from bench.origins import Scenario, Transport
 
@@ -357,6 +357,21 @@ def _publish(runs: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def _mount(runs: Sequence[Mapping[str, Any]]) -> str:
+    ways = [f"{what}, {'µs' if 'random' in what else 'MB/s'}" for what in mount.READS]
+    waits = [
+        "from the command to the mount, s",
+        *dict.fromkeys(run["what"] for run in runs if run["study"] == mount.EMPTY),
+    ]
+    return (
+        "## Streaming mounts\n\n`python -m bench mount`; a model of 1 GiB in four shards. Of "
+        "complete models, with a cache on the disk for rclone and s3fs:\n\n"
+        + _table(["mount", *ways], mount.complete_rows(runs))
+        + "\nOf empty nodes, from MinIO on the same machine; reads begin when it is mounted:\n\n"
+        + _table(["mount", *waits], mount.empty_rows(runs))
+    )
+
+
 def _loaded(runs: Sequence[Mapping[str, Any]]) -> str:
     header = ["case", "loader", "first tensor s", "all s", "GB/s", "cpu-s/GB", "memory over it MiB"]
     return (
@@ -391,6 +406,7 @@ TABLES: Final = (
     ("serve", _serve),
     ("swarm", _swarm),
     ("publish", _publish),
+    ("mount", _mount),
     ("load", _loaded),
 )
 TARGETS: Final[tuple[tuple[str, Callable[[Any], list[tuple[str, str, str, bool]]]], ...]] = (
@@ -398,5 +414,6 @@ TARGETS: Final[tuple[tuple[str, Callable[[Any], list[tuple[str, str, str, bool]]
     ("serve", lambda runs: [serve.target(runs)]),
     ("swarm", swarm.targets),
     ("publish", lambda runs: [publish.target(runs)]),
+    ("mount", mount.targets),
     ("load", load.targets),
 )

@@ -366,9 +366,7 @@ class Transfer:
                 if self.on_news is not None:
                     self.on_news()
             case Hasten(attempt):
-                worker = self._running.get(attempt)
-                if worker is not None:
-                    worker.hasten()
+                self._hasten(attempt)
             case Curtail(attempt):
                 worker = self._running.get(attempt)
                 if worker is not None:
@@ -403,6 +401,18 @@ class Transfer:
             )
             self._threads.append(thread)
             thread.start()
+
+    def _hasten(self, attempt: AttemptId) -> None:
+        """Somebody waits for what an attempt reads, or will read when a worker takes it up."""
+        worker = self._running.get(attempt)
+        if worker is not None:
+            worker.hasten()
+            return
+        for task in self._tasks:
+            if isinstance(task, Fetch) and task.attempt == attempt:
+                self._tasks.remove(task)
+                self._tasks.appendleft(replace(task, urgent=True))
+                return
 
     def _withdraw(self, attempt: AttemptId) -> None:
         """A cancelled attempt that nobody has begun yet."""

@@ -8,7 +8,7 @@ from typing import Final
 from modelcache.domain.ranges import ByteRange
 
 SLACK_BYTES: Final = 2 << 20  # the kernel's readahead comes in pieces, and not always in order
-SEQUENTIAL_BYTES: Final = 4 << 20  # read in a row before anything is fetched ahead of it
+SEQUENTIAL_BYTES: Final = 2 << 20  # read in a row before anything is fetched ahead of it
 
 
 @dataclass(slots=True)
