@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from bench import measure
 from tests.servers.minio import Minio
 from tests.servers.process import ServerUnavailable
-from tests.servers.uploads import s3_client, upload_tree
+from tests.servers.uploads import upload_tree
 from tests.swarm.hosts import Origin
 from tests.swarm.network import Network, can_make_namespaces
 
@@ -98,11 +98,14 @@ def _disk_round(model: Path, folder: Path, number: int) -> list[Run]:
     runs: list[Run] = []
     for cache in ("cold", "warm"):
         contenders = [how for how, package in DISK_LOADERS.items() if _installed(how, package)]
-        turn = number % len(contenders)
         if cache == "cold":
-            runs += _fio(model, number)
+            contenders.append(FIO)
+        turn = number % len(contenders)
         for how in contenders[turn:] + contenders[:turn]:
             (make_cold if cache == "cold" else measure.warm)(model)
+            if how == FIO:
+                runs += _fio(model, number)
+                continue
             runs.append(_load(f"disk, {cache}", how, number, folder, [str(model)]))
     return runs
 
@@ -129,7 +132,6 @@ def _fio(model: Path, number: int) -> list[Run]:
     if program is None:
         print("  fio is not installed: apt-get install fio", file=sys.stderr)
         return []
-    make_cold(model)
     files = sorted(map(str, model.glob("*.safetensors")))
     done = subprocess.run(
         [
@@ -199,9 +201,7 @@ def _from_s3(folder: Path, rounds: int) -> list[Run]:
     model = folder / "model"
     runs: list[Run] = []
     with Minio() as server:
-        client = s3_client(server)
-        client.create_bucket(Bucket=BUCKET)
-        upload_tree(client, BUCKET, "model", model)
+        upload_tree(server, BUCKET, "model", model)
         environment = {
             **server.environment(),
             "AWS_ENDPOINT_URL": server.url,

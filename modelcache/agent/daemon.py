@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from modelcache.agent.access import Access
 from modelcache.agent.borrowing import Borrowing
 from modelcache.agent.clock import wall_clock_s
+from modelcache.agent.contents import Contents
 from modelcache.agent.engine import Engine
 from modelcache.agent.events import EventKind
 from modelcache.agent.identities import Identities
@@ -92,6 +93,7 @@ class Daemon:
             identities=self.identities,
         )
         self.memorizing = Memorizing(engine)
+        self.contents = Contents(engine)
         self.neighbours = neighbours
         self.started_at_s = wall_clock_s()
         self._listening = neighbours is None
@@ -146,6 +148,7 @@ class Daemon:
     def close(self) -> None:
         """End everything; what is wanted stays written down. Idempotent."""
         self.memorizing.close()
+        self.contents.close()
         self._borrowing.close()
         self.volumes.close()
         self.node.close()

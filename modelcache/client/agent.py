@@ -29,7 +29,7 @@ from modelcache.domain.identities import PodIdentity
 from modelcache.domain.refs import Ref, parse_ref
 from modelcache.domain.volumes import Volume, VolumeRequest
 from modelcache.domain.wanted import LEASE_DEFAULT, WantedStatus, wanted_id
-from modelcache.errors import NotInStore, UsageError
+from modelcache.errors import CorruptData, NotInStore, UsageError
 
 CONNECT_S: Final = 5.0
 ANSWER_S: Final = 60.0  # listing a store of many thousands of blobs takes a while
@@ -176,6 +176,34 @@ class AgentClient:
             raise NotInStore(f"{ref} is not on the agent's node")
         newest = max(found, key=lambda each: float(field_of(each, "last_used_s")))
         return str(field_of(newest, "model_id"))
+
+    def model(self, model_id: str) -> dict[str, Any]:
+        """One model of the node's store with its files, as JSON values. Raises NotInStore."""
+        plain: dict[str, Any] = self._ask("GET", f"/v1/models/{_model_name(model_id)}")
+        return plain
+
+    def read_bytes(
+        self, model_id: str, path: str, start: int, end: int, *, wait_s: float
+    ) -> tuple[bytes, str]:
+        """Bytes of a model's file, of which some may still be coming, and their stamp.
+
+        At most 8 MiB, and `wait_s` at most 5. Bytes with another stamp than others of the file mean
+        that those were wrong. Raises NotYet, Throttled, NotInStore, UsageError, CorruptData.
+        """
+        body = {"path": path, "start": start, "end": end, "wait_s": wait_s}
+        with (
+            translated(self.address),
+            self._client.stream(
+                "POST", f"/v1/models/{_model_name(model_id)}/bytes", json=body
+            ) as response,
+        ):
+            data = body_of(response)
+            if not response.is_success:
+                raise refusal(response.status_code, data)
+            stamp = response.headers.get("Modelcache-Stamp", "")
+        if len(data) != end - start:
+            raise CorruptData(f"an agent gave {len(data)} bytes instead of {end - start}")
+        return data, stamp
 
     def warm_memory(self, model_id: str, *, locked: bool = False) -> dict[str, Any]:
         """Have a warm model brought into memory; `memory` tells how far it is. Idempotent."""

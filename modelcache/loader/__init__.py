@@ -40,6 +40,7 @@ def load(
     direct: bool = True,
     through: str = "store",
     max_age_s: float | None = None,
+    agent: str | None = None,
     store: Path | str | None = None,
     settings: Settings | None = None,
 ) -> dict[str, Any]:
@@ -53,8 +54,9 @@ def load(
     name and shape (a function, or a mapping of globs to axes, the first that matches; None and no
     match: not cut). threads: that read at once. direct: read past the page cache what is not in
     it. through: how a ref's bytes come here: "store" pulls the model and reads it while it
-    arrives, "origin" reads what is wanted into memory and keeps nothing. max_age_s, store,
-    settings: as for `modelcache.pull`.
+    arrives, "agent" has this node's agent do that (agent: the address of another), "origin"
+    reads what is wanted into memory and keeps nothing. max_age_s, store, settings: as for
+    `modelcache.pull`.
 
     Memory in use grows by the tensors and at most 256 MiB. Raises BadTensors for files that
     contradict themselves, NotFound, UsageError, UnsupportedDtype, NoDevice, and what reading
@@ -80,6 +82,7 @@ def load(
         store=store,
         settings=settings,
         max_age_s=max_age_s,
+        agent=agent,
     )
     return dict(tensors_of(found, asked))
 
@@ -101,6 +104,7 @@ def iter_tensors(
     direct: bool = True,
     through: str = "store",
     max_age_s: float | None = None,
+    agent: str | None = None,
     store: Path | str | None = None,
     settings: Settings | None = None,
 ) -> Iterator[tuple[str, Any]]:
@@ -135,5 +139,6 @@ def iter_tensors(
         store=store,
         settings=settings,
         max_age_s=max_age_s,
+        agent=agent,
     )
     return tensors_of(found, asked)

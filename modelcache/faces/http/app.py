@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse
 import modelcache
 from modelcache.agent.daemon import Daemon
 from modelcache.faces.http import refusals
+from modelcache.faces.http.contents import contents_routes
 from modelcache.faces.http.docs_page import render
 from modelcache.faces.http.estimates import estimate_routes
 from modelcache.faces.http.memory import memory_routes
@@ -21,8 +22,8 @@ from modelcache.faces.http.streaming import Closing
 from modelcache.faces.http.volumes import volumes_routes
 
 _ABOUT = """The control plane of a node's agent. It brings models to the node and keeps them there;
-weights do not pass through it. Times are seconds, sizes bytes. Over the Unix socket everything can
-be asked; over TCP changes need the agent's bearer token.
+weights pass through it only to loaders that ask. Times are seconds, sizes bytes. Over the Unix
+socket everything can be asked; over TCP changes need the agent's bearer token.
 """
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -39,6 +40,7 @@ def create_app(daemon: Daemon, closing: Closing) -> FastAPI:
     )
     refusals.install(app)
     for routes in (
+        contents_routes(daemon),
         memory_routes(daemon),
         models_routes(daemon, closing),
         estimate_routes(daemon),

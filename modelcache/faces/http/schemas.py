@@ -252,6 +252,17 @@ class MemoryRequest(BaseModel):
     locked: bool = Field(default=False, description="Into a copy on the tmpfs, to stay.")
 
 
+class BytesRequest(BaseModel):
+    """Which bytes of a model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(min_length=1, max_length=4096, examples=["model.safetensors"])
+    start: int = Field(ge=0, le=1 << 62)
+    end: int = Field(ge=0, le=1 << 62, description="At most 8 MiB behind `start`.")
+    wait_s: float = Field(default=0.0, ge=0, le=5, description="For bytes that are not here.")
+
+
 class MemoryState(MemoryUse):
     """What of a model is in memory, and the last attempt to bring it there."""
 
