@@ -36,6 +36,8 @@ SHARDS = 4
 BACKED = 2  # of the model's size: a copy, and what the page cache takes beside it
 ARRIVING_MBIT_S = 800.0
 BUCKET = "load"
+READ_AHEAD_KIB = 128  # Linux's default for disks
+USUAL = f"disk, cold, read-ahead {READ_AHEAD_KIB} KiB"
 FIO = "limit: fio, O_DIRECT"
 DISK_LOADERS = {
     "modelcache": None,
@@ -66,6 +68,8 @@ def measure_loaders(folder: Path, rounds: int, *, quick: bool) -> list[Run]:
     runs: list[Run] = []
     for number in range(rounds):
         runs += _disk_round(model, folder, number)
+    for number in range(rounds):
+        runs += _usual_readahead(model, folder, number)
     for case in (_from_s3, _arriving):
         try:
             runs += case(folder, rounds)
@@ -107,6 +111,29 @@ def _disk_round(model: Path, folder: Path, number: int) -> list[Run]:
                 runs += _fio(model, number)
                 continue
             runs.append(_load(f"disk, {cache}", how, number, folder, [str(model)]))
+    return runs
+
+
+def _usual_readahead(model: Path, folder: Path, number: int) -> list[Run]:
+    """Cold, with the read-ahead that Linux gives to disks; those that do direct reads don't care.
+
+    It is the machine's, so it is put back whatever happens.
+    """
+    device = model.stat().st_dev
+    setting = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/queue/read_ahead_kb")
+    if not os.access(setting, os.W_OK) or not setting.exists():
+        return []
+    before = setting.read_text()
+    runs: list[Run] = []
+    setting.write_text(str(READ_AHEAD_KIB))
+    try:
+        contenders = [how for how, package in DISK_LOADERS.items() if _installed(how, package)]
+        turn = number % len(contenders)
+        for how in contenders[turn:] + contenders[:turn]:
+            make_cold(model)
+            runs.append(_load(USUAL, how, number, folder, [str(model)]))
+    finally:
+        setting.write_text(before)
     return runs
 
 
@@ -311,6 +338,8 @@ def targets(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, bool
     cold, warm = "disk, cold", "disk, warm"
     ratio("load, cold, against fio", cold, "modelcache", FIO, 0.9, less=False)
     ratio("load, cold, against safetensors", cold, "modelcache", "safetensors", 2, less=False)
+    usual = "load, cold, against safetensors, usual read-ahead"
+    ratio(usual, USUAL, "modelcache", "safetensors", 2, less=False)
     copy = "safetensors-copy"
     ratio("load, warm, against mmap and copy", warm, "modelcache", copy, 1, less=False)
     ratio(
