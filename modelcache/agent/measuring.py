@@ -2,12 +2,14 @@
 
 What all pulls of the node get together counts, for they share its links: bytes are summed over
 windows in which at least one transfer moves, and each window is one moment of `forecast.rates`.
+One tells how fast a source is only where that gave nearly all: an origin that is read beside peers
+is read slowly on purpose. What they give together is known as MIXED.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -19,17 +21,36 @@ from modelcache.forecast.rates import Moment, Rate
 WINDOW_S: Final = 1.0  # shorter ones see single chunks
 SHORT_S: Final = 0.25  # what a transfer of less than a window says is taken from here on
 ORIGINS_MAX: Final = 32  # told apart; others count only for all origins together
+RAMP_S: Final = 2.0  # the planner doubles connections every half second
+TAIL_S: Final = 2.0  # the last chunks of 16 MiB, at the speed of one connection
+SOLE_SHARE: Final = 0.95  # of a window's bytes; the rest are files too small to ask peers for
 ALL_ORIGINS: Final = "origin"
 PEERS: Final = PEER
+MIXED: Final = "mixed"  # an origin and peers at once, as nodes that fetch together have it
 DISK: Final = "disk"
 
 
 @dataclass(slots=True)
 class _Window:
-    """One that is open. began_s: monotonic. received: bytes by source."""
+    """Bytes by source that came in it. seconds: its length, once it is over."""
 
     began_s: float
+    seconds: float = 0.0
     received: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class _Burst:
+    """Time in which at least one transfer moves. held: windows that may be its last.
+
+    told: whether one was taken in. whole: all that came.
+    """
+
+    began_s: float
+    window: _Window
+    held: deque[_Window] = field(default_factory=deque)
+    told: bool = False
+    whole: _Window = field(default_factory=lambda: _Window(0.0))
 
 
 class Measuring:
@@ -39,7 +60,7 @@ class Measuring:
         self._lock = threading.Lock()
         self._rates: dict[str, Rate] = {}
         self._seen: dict[str, Counter[str]] = {}  # of each transfer that moves, what it has told
-        self._window: _Window | None = None
+        self._burst: _Burst | None = None
 
     def moved(self, transfer: str, sources: Mapping[str, int], now_s: float) -> None:
         """A transfer has got so much from each source since it began."""
@@ -47,23 +68,26 @@ class Measuring:
             known = self._seen.get(transfer)
             told = _by_source(sources)
             self._seen[transfer] = told
-            if self._window is None:
-                self._window = _Window(now_s)
+            burst = self._burst
+            if burst is None:
+                burst = self._burst = _Burst(now_s, _Window(now_s))
             if known is not None:
-                self._window.received += told - known
-            if now_s - self._window.began_s >= WINDOW_S:
-                self._close(now_s)
-                self._window = _Window(now_s)
+                burst.window.received += told - known
+            if now_s - burst.window.began_s >= WINDOW_S:
+                self._over(burst, now_s)
 
     def rests(self, transfer: str, now_s: float) -> None:
         """A transfer has ended, or waits: it says nothing of how fast its sources are."""
         with self._lock:
             if self._seen.pop(transfer, None) is None or self._seen:
                 return
-            window = self._window
-            if window is not None and now_s - window.began_s >= SHORT_S:
-                self._close(now_s)
-            self._window = None
+            burst, self._burst = self._burst, None
+            if burst is None:
+                return
+            if now_s - burst.window.began_s >= SHORT_S:
+                self._over(burst, now_s)
+            if not burst.told and burst.whole.seconds > 0:
+                self._take_in(burst.whole)  # it was over too soon to tell anything better
 
     def wrote(self, size_bytes: int, writing_s: float, writers: int) -> None:
         """A pull is over. writing_s: summed over its writers, who could all write at once."""
@@ -73,7 +97,7 @@ class Measuring:
     def bytes_s(self, name: str) -> float | None:
         """What is to be expected of a source; None where nothing is known of it.
 
-        name: ALL_ORIGINS, PEERS, DISK, or an origin as `origin_of` names it.
+        name: ALL_ORIGINS, PEERS, MIXED, DISK, or an origin as `origin_of` names it.
         """
         with self._lock:
             known = self._rates.get(name)
@@ -93,7 +117,7 @@ class Measuring:
             str(name)[:NAME_MAX]: Rate(
                 Moment(seconds_of(bytes_s), seconds_of(seconds)) for bytes_s, seconds in moments
             )
-            for name, moments in list(plain.items())[: ORIGINS_MAX + 2]
+            for name, moments in list(plain.items())[: ORIGINS_MAX + 4]
         }
         with self._lock:
             self._rates = rates
@@ -103,18 +127,38 @@ class Measuring:
         with self._lock:
             return sorted(self._rates)
 
-    def _close(self, now_s: float) -> None:
-        window = self._window
-        if window is None:
-            return
-        seconds = now_s - window.began_s
-        origins = 0
-        for name, received in window.received.items():
-            if name != PEERS:
-                origins += received
-            if name in self._rates or len(self._rates) < ORIGINS_MAX or name == PEERS:
-                self._rate(name).observe(received, seconds)
-        self._rate(ALL_ORIGINS).observe(origins, seconds)
+    def _over(self, burst: _Burst, now_s: float) -> None:
+        """A window is over. Those are taken in that are neither at the beginning nor at the end.
+
+        A transfer opens its connections step by step, and waits for its last chunks with few of
+        them: that says how transfers go and not what the source can give. What it costs each start
+        is learnt as its `finish`.
+        """
+        window, burst.window = burst.window, _Window(now_s)
+        window.seconds = now_s - window.began_s
+        burst.whole.received += window.received
+        burst.whole.seconds += window.seconds
+        if window.began_s - burst.began_s >= RAMP_S:
+            burst.held.append(window)
+        while burst.held and burst.held[0].began_s + burst.held[0].seconds <= now_s - TAIL_S:
+            self._take_in(burst.held.popleft())
+            burst.told = True
+
+    def _take_in(self, window: _Window) -> None:
+        """For the source that gave nearly all of it, or for several together."""
+        seconds, total = window.seconds, sum(window.received.values())
+        peers = window.received[PEERS]
+        most = SOLE_SHARE * total
+        if peers >= most:
+            self._rate(PEERS).observe(total, seconds)
+        elif total - peers < most:
+            self._rate(MIXED).observe(total, seconds)
+        else:
+            self._rate(ALL_ORIGINS).observe(total, seconds)
+            for name, received in window.received.items():
+                known = name in self._rates or len(self._rates) < ORIGINS_MAX
+                if received >= most and known:
+                    self._rate(name).observe(total, seconds)
 
     def _rate(self, name: str) -> Rate:
         return self._rates.setdefault(name, Rate())

@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields
 from statistics import median
 from typing import Any, Final
 
-from modelcache.forecast.estimate import Tier
+from modelcache.forecast.estimate import Regime, Tier
 
 STARTS_MAX: Final = 200
 LEVELS: Final = (0.5, 0.9)
@@ -40,6 +40,7 @@ class Promise:
 
     model: str
     tier: Tier
+    regime: Regime
     predicted_s: float
     p50_s: float
     p90_s: float
@@ -93,21 +94,25 @@ class Score:
             moved = self._asked[level] + STEP * (level - within)
             self._asked[level] = min(most, max(least, moved))
 
-    def factors(self, model: str, tier: Tier) -> dict[float, float]:
+    def factors(self, model: str, tier: Tier, regime: Regime) -> dict[float, float]:
         """What to multiply a prediction by, for each level: of the model, else of all like it."""
-        for alike in self._groups(model, tier):
-            starts = [start for start in self._starts if alike(start)]
+        for alike in self._groups(model, tier, regime):
+            starts = [start for start in self._starts if alike(start.promise)]
             if sum(start.finished for start in starts) >= GROUP_MIN:
                 return {level: _quantile(starts, self._asked[level]) for level in LEVELS}
         return dict(UNKNOWN_SPREAD)
 
     @staticmethod
-    def _groups(model: str, tier: Tier) -> tuple[Callable[[Start], bool], ...]:
+    def _groups(model: str, tier: Tier, regime: Regime) -> tuple[Callable[[Promise], bool], ...]:
         """From the nearest to the widest. A warm start is like no other."""
+
+        def alike(promise: Promise) -> bool:
+            return (promise.tier is Tier.WARM) == (tier is Tier.WARM)
+
         return (
-            lambda start: start.promise.model == model and start.promise.tier is tier,
-            lambda start: start.promise.tier is tier,
-            lambda start: (start.promise.tier is Tier.WARM) == (tier is Tier.WARM),
+            lambda promise: alike(promise) and promise.model == model and promise.regime is regime,
+            lambda promise: alike(promise) and promise.regime is regime,
+            alike,
         )
 
     # Of itself
@@ -174,9 +179,9 @@ def promise_to_json(promise: Promise) -> list[Any]:
 
 def promise_of_json(values: Any) -> Promise:  # noqa: ANN401 - JSON
     """Inverse of `promise_to_json`. Raises TypeError, ValueError."""
-    model, tier, *numbers = values
+    model, tier, regime, *numbers = values
     predicted_s, p50_s, p90_s = map(seconds_of, numbers)
-    return Promise(str(model)[:NAME_MAX], Tier(tier), predicted_s, p50_s, p90_s)
+    return Promise(str(model)[:NAME_MAX], Tier(tier), Regime(regime), predicted_s, p50_s, p90_s)
 
 
 def seconds_of(value: Any) -> float:  # noqa: ANN401 - JSON

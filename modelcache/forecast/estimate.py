@@ -4,7 +4,7 @@
     rate  = min(disk, network)
 
 which is ServerlessLLM's q + n/b (arXiv 2401.14351) with a network before the disk. What the
-network gives depends on who has the model and who fetches it at the same time: see `network_s`.
+network gives depends on who has the model and who fetches it at the same time (`Regime`).
 The result is one number, the usual case. How far truth is from it `calibration` knows.
 """
 
@@ -29,6 +29,14 @@ class Tier(StrEnum):
     WARM = "warm"
     WARMING = "warming"
     COLD = "cold"
+
+
+class Regime(StrEnum):
+    """From whom the missing bytes come: starts are alike where that is the same."""
+
+    ALONE = "alone"  # the origin
+    TOGETHER = "together"  # the origin, and other nodes that fetch it too
+    HELD = "held"  # a node that has all of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +69,26 @@ class Needs:
             return Tier.WARM
         return Tier.COLD if self.missing_bytes >= self.size_bytes else Tier.WARMING
 
+    @property
+    def regime(self) -> Regime:
+        """From whom it comes."""
+        if self.holders:
+            return Regime.HELD
+        return Regime.TOGETHER if self.fetchers else Regime.ALONE
+
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
     """What is known, or declared, of how fast things are; None for nothing.
 
-    load_bytes_s: from the page cache or disk into the memory where the model runs. finish_s: all
-    of a start that is neither resolving nor bytes at the usual rate.
+    mixed_bytes_s: from an origin and peers at once. load_bytes_s: from the page cache or disk into
+    the memory where the model runs. finish_s: all of a start that is neither resolving nor bytes
+    at the usual rate.
     """
 
     origin_bytes_s: float | None = None
     peer_bytes_s: float | None = None
+    mixed_bytes_s: float | None = None
     disk_bytes_s: float | None = None
     load_bytes_s: float | None = None
     resolve_s: float | None = None
@@ -140,21 +157,23 @@ def ahead_of(needed_bytes: int, priority: int, others: Iterable[Queued], *, at_o
 def network_s(needs: Needs, speeds: Speeds) -> float | None:
     """Seconds that the network takes for the missing bytes; None where its speed is unknown.
 
-    Alone, all comes from the origin. With as many holders as nodes that fetch, from those. Else
-    each of the n nodes that fetch reads its own share from the origin, or from a holder, and has
-    the others' shares from them: the two go on at once, and the slower sets the pace.
+    As fast as it was in a like case. If nodes have never fetched together here: each of n reads its
+    own share from the origin and has the others' shares from them, both at once over its own link,
+    and the slowest of the three sets the pace.
     """
+    origin, peers, mixed = speeds.origin_bytes_s, speeds.peer_bytes_s, speeds.mixed_bytes_s
     missing = needs.missing_bytes
-    fetching = needs.fetchers + 1
-    peers = speeds.peer_bytes_s or speeds.origin_bytes_s  # a cell is seldom slower than an origin
-    if needs.holders:
-        return missing / peers if peers else None
-    if not speeds.origin_bytes_s:
-        return None
-    own_s = missing / fetching / speeds.origin_bytes_s
-    if fetching == 1 or not peers:
-        return own_s
-    return max(own_s, missing * (fetching - 1) / fetching / peers)
+    if needs.regime is Regime.TOGETHER and not mixed and origin:
+        own, theirs = missing / (needs.fetchers + 1), peers or origin
+        link = max(origin, theirs)  # both come over it, and it was never seen faster
+        return max(own / origin, (missing - own) / theirs, missing / link)
+    like = {
+        Regime.HELD: peers or mixed or origin,  # a cell is seldom slower than an origin
+        Regime.TOGETHER: mixed or peers,
+        Regime.ALONE: origin or mixed,
+    }
+    rate = like[needs.regime]
+    return missing / rate if rate else None
 
 
 def parts_of(needs: Needs, speeds: Speeds) -> Parts | None:

@@ -16,8 +16,8 @@ from typing import Final
 MOMENTS_MAX: Final = 64  # two half-lives of moments of a second
 HALF_LIFE_S: Final = 30.0
 """A start of a minute is told by what that minute was like, not by last week."""
-CHANGE_MOMENTS: Final = 3  # in a row; two are seen every few minutes on a busy network
-CHANGE_S: Final = 2.0  # and for so long, as small pulls have short moments
+CHANGE_MOMENTS: Final = 4  # in a row; two are seen every few minutes on a busy network
+CHANGE_S: Final = 3.0  # and for so long, as small pulls have short moments
 CHANGE_RATIO: Final = 1.3  # nearer to the median is noise, and the median follows it anyway
 
 

@@ -143,6 +143,12 @@ class Network:
             self._end(flow)
         return flow.size_bytes - flow.left
 
+    def resize(self, link: Link, capacity: float) -> None:
+        """Give a link another capacity from now on; its flows get the rates that follow."""
+        link.capacity = capacity
+        self._share(link)
+        self._settle()
+
     def _end(self, flow: Flow) -> None:
         flow.over = True
         carried = flow.size_bytes - flow.left

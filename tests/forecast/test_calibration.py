@@ -16,13 +16,23 @@ from modelcache.forecast.calibration import (
     Score,
     Start,
 )
-from modelcache.forecast.estimate import Tier
+from modelcache.forecast.estimate import Regime, Tier
 
 P50, P90 = 0.5, 0.9
 
 
-def start(ratio: float, *, model: str = "m", tier: Tier = Tier.COLD, finished: bool = True):
-    return Start(Promise(model, tier, 10.0, 10.0, 20.0), 10.0 * ratio, finished)
+ALONE, HELD = Regime.ALONE, Regime.HELD
+
+
+def start(
+    ratio: float,
+    *,
+    model: str = "m",
+    tier: Tier = Tier.COLD,
+    regime: Regime = ALONE,
+    finished: bool = True,
+):
+    return Start(Promise(model, tier, regime, 10.0, 10.0, 20.0), 10.0 * ratio, finished)
 
 
 def score_of(*starts: Start) -> Score:
@@ -35,14 +45,15 @@ def score_of(*starts: Start) -> Score:
 def live(score: Score, ratios: list[float], model: str = "m") -> None:
     """Predict each start as the score then stands, and let it learn what came of it."""
     for ratio in ratios:
-        factors = score.factors(model, Tier.COLD)
-        promise = Promise(model, Tier.COLD, 10.0, 10.0 * factors[P50], 10.0 * factors[P90])
+        factors = score.factors(model, Tier.COLD, ALONE)
+        p50_s, p90_s = 10.0 * factors[P50], 10.0 * factors[P90]
+        promise = Promise(model, Tier.COLD, ALONE, 10.0, p50_s, p90_s)
         score.add(Start(promise, 10.0 * ratio, finished=True))
 
 
 def test_before_a_few_starts_have_told_the_spread_is_a_guess_and_nobody_is_confident():
     score = score_of(*[start(1.5)] * (GROUP_MIN - 1))
-    assert score.factors("m", Tier.COLD) == UNKNOWN_SPREAD
+    assert score.factors("m", Tier.COLD, ALONE) == UNKNOWN_SPREAD
     assert not score.confident
     assert Score().coverage(P90) is None
     assert Score().error is None
@@ -50,18 +61,25 @@ def test_before_a_few_starts_have_told_the_spread_is_a_guess_and_nobody_is_confi
 
 def test_a_model_counts_for_itself_once_it_has_started_often_enough():
     score = score_of(*[start(1.0, model="other")] * 60, *[start(2.0)] * GROUP_MIN)
-    assert score.factors("m", Tier.COLD)[P50] == 2.0
-    assert score.factors("unseen", Tier.COLD)[P50] == 1.0
-    assert score.factors("unseen", Tier.WARMING)[P50] == 1.0
-    assert score.factors("unseen", Tier.WARM) == UNKNOWN_SPREAD
+    assert score.factors("m", Tier.COLD, ALONE)[P50] == 2.0
+    assert score.factors("unseen", Tier.COLD, ALONE)[P50] == 1.0
+    assert score.factors("unseen", Tier.WARMING, ALONE)[P50] == 1.0
+    assert score.factors("unseen", Tier.WARM, ALONE) == UNKNOWN_SPREAD
+
+
+def test_starts_from_another_regime_count_only_where_there_are_none_alike():
+    score = score_of(*[start(1.0, regime=HELD)] * 60, *[start(2.0)] * GROUP_MIN)
+    assert score.factors("m", Tier.COLD, HELD)[P50] == 1.0
+    assert score.factors("unseen", Tier.COLD, ALONE)[P50] == 2.0
+    assert score.factors("m", Tier.COLD, Regime.TOGETHER)[P50] == 1.0
 
 
 def test_given_up_starts_lengthen_the_tail_that_dropping_them_would_hide():
     ready = [start(1.0)] * 16
     score = score_of(*ready, *[start(3.0, finished=False)] * 4, start(5.0))
-    assert score.factors("m", Tier.COLD)[P50] == 1.0
-    assert score.factors("m", Tier.COLD)[P90] == 5.0
-    assert score_of(*ready, start(5.0)).factors("m", Tier.COLD)[P90] == 1.0
+    assert score.factors("m", Tier.COLD, ALONE)[P50] == 1.0
+    assert score.factors("m", Tier.COLD, ALONE)[P90] == 5.0
+    assert score_of(*ready, start(5.0)).factors("m", Tier.COLD, ALONE)[P90] == 1.0
 
 
 def test_a_start_given_up_early_says_neither_yes_nor_no():
@@ -98,7 +116,7 @@ def test_the_error_is_the_median_share_of_the_truth():
 def test_starts_that_fetch_nothing_are_no_part_of_the_score():
     score = score_of(*[start(9.0, tier=Tier.WARM)] * 30)
     assert score.coverage(P90) is None
-    assert score.factors("m", Tier.WARM)[P50] == 9.0
+    assert score.factors("m", Tier.WARM, ALONE)[P50] == 9.0
 
 
 ratios = st.floats(0.001, 1000)
@@ -110,10 +128,10 @@ def test_what_is_kept_is_what_was_known(known):
     score = score_of(*known)
     again = Score.from_json(json.loads(json.dumps(score.to_json())))
     assert again.to_json() == score.to_json()
-    for level, factor in score.factors("m", Tier.COLD).items():
-        assert again.factors("m", Tier.COLD)[level] == pytest.approx(factor, rel=1e-2)
+    for level, factor in score.factors("m", Tier.COLD, ALONE).items():
+        assert again.factors("m", Tier.COLD, ALONE)[level] == pytest.approx(factor, rel=1e-2)
         assert factor > 0
-    low, high = (score.factors("m", Tier.COLD)[level] for level in (P50, P90))
+    low, high = (score.factors("m", Tier.COLD, ALONE)[level] for level in (P50, P90))
     assert low <= high
 
 
@@ -123,9 +141,10 @@ def test_what_is_kept_is_what_was_known(known):
         {},
         {"asked": [0.5], "starts": []},
         {"asked": [0.5, "x"], "starts": []},
-        {"asked": [0.5, 0.9], "starts": [["m", "tepid", 1, 1, 1, 1, True]]},
-        {"asked": [0.5, 0.9], "starts": [["m", "cold", 1, 1, -1, 1, True]]},
-        {"asked": [0.5, 0.9], "starts": [["m", "cold", 1, 1, float("nan"), 1, True]]},
+        {"asked": [0.5, 0.9], "starts": [["m", "tepid", "held", 1, 1, 1, 1, True]]},
+        {"asked": [0.5, 0.9], "starts": [["m", "cold", "held", 1, 1, -1, 1, True]]},
+        {"asked": [0.5, 0.9], "starts": [["m", "cold", "held", 1, 1, float("nan"), 1, True]]},
+        {"asked": [0.5, 0.9], "starts": [["m", "cold", "nobody", 1, 1, 1, 1, True]]},
         {"asked": [0.5, 0.9], "starts": [[]]},
     ],
 )

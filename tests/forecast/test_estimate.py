@@ -72,7 +72,18 @@ def test_a_holder_in_the_cell_gives_what_the_origin_need_not():
 def test_nodes_that_fetch_together_read_the_origin_once():
     speeds = Speeds(origin_bytes_s=100, peer_bytes_s=1000)
     assert network_s(replace(COLD, fetchers=3), speeds) == 2.5
-    assert network_s(replace(COLD, fetchers=99), speeds) == pytest.approx(0.99)  # peers' pace
+    assert network_s(replace(COLD, fetchers=99), speeds) == 1  # its own link's pace
+    assert network_s(replace(COLD, fetchers=3), ORIGIN) == 10  # no faster than what was seen
+
+
+def test_a_like_case_that_was_measured_counts_more_than_a_formula():
+    speeds = Speeds(origin_bytes_s=100, peer_bytes_s=1000, mixed_bytes_s=500)
+    assert network_s(replace(COLD, fetchers=3), speeds) == 2
+    assert network_s(COLD, speeds) == 10
+    assert network_s(replace(COLD, holders=1, fetchers=3), speeds) == 1
+    seen = Speeds(mixed_bytes_s=500)  # nodes have only ever fetched together
+    assert network_s(COLD, seen) == network_s(replace(COLD, holders=1), seen) == 2
+    assert network_s(replace(COLD, fetchers=1), Speeds(peer_bytes_s=250)) == 4
 
 
 def test_what_is_more_urgent_comes_first_and_what_is_as_urgent_shares():

@@ -35,7 +35,7 @@ def test_a_link_that_has_changed_is_believed_after_a_few_moments():
 
 
 def test_moments_that_only_scatter_are_no_change():
-    assert rate(*[100.0] * 10, 20, 90, 300).bytes_s == pytest.approx(100, rel=0.1)
+    assert rate(*[100.0] * 10, 20, 90, 300, 40).bytes_s == pytest.approx(100, rel=0.1)
 
 
 def test_a_drift_below_the_threshold_is_followed_all_the_same():

@@ -117,6 +117,18 @@ def test_a_flow_speeds_up_when_another_ends():
     assert ends == [("short", pytest.approx(1.0)), ("long", pytest.approx(2.0))]
 
 
+@pytest.mark.parametrize(("capacity", "seconds"), [(50 * MB, 5 + 10), (200 * MB, 5 + 2.5)])
+def test_a_link_that_changes_takes_its_flows_with_it(capacity: float, seconds: float):
+    clock = Clock()
+    network, link = Network(clock), Link("link", 100 * MB)
+    ended: list[float] = []
+    for _ in range(4):
+        network.start((link,), 250 * MB, lambda _: ended.append(clock.now_s), None)
+    clock.at(5.0, lambda _: network.resize(link, capacity), None)
+    run(clock)
+    assert ended == pytest.approx([seconds] * 4, rel=0.01)
+
+
 def test_a_stopped_flow_says_what_came_and_never_arrives():
     clock = Clock()
     network = Network(clock)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from modelcache.agent.measuring import ALL_ORIGINS, DISK, PEERS, Measuring
+from modelcache.agent.measuring import ALL_ORIGINS, DISK, MIXED, PEERS, Measuring
 from modelcache.domain.manifests import canonical_json
 from modelcache.forecast.calibration import (
     LEVELS,
@@ -29,6 +29,7 @@ from modelcache.forecast.estimate import (
     TYPICAL_MAX,
     Needs,
     Parts,
+    Regime,
     Speeds,
     Tier,
     parts_of,
@@ -119,7 +120,7 @@ class Knowledge:
         self._lock = threading.Lock()
         self._score = Score()
         self._resolving: deque[float] = deque(maxlen=TYPICAL_MAX)
-        self._finishing: deque[float] = deque(maxlen=TYPICAL_MAX)
+        self._finishing = {regime: deque[float](maxlen=TYPICAL_MAX) for regime in Regime}
         self._mounting: deque[float] = deque(maxlen=TYPICAL_MAX)
         self._sizes: dict[str, tuple[str, int]] = {}
         self._open: dict[str, Open] = {}
@@ -129,16 +130,17 @@ class Knowledge:
 
     # Predicting
 
-    def speeds(self, origin: str) -> Speeds:
+    def speeds(self, origin: str, regime: Regime) -> Speeds:
         """What was measured. origin: as `measuring.origin_of` names it."""
         bytes_s = self._measuring.bytes_s
         with self._lock:
             return Speeds(
                 origin_bytes_s=bytes_s(origin) or bytes_s(ALL_ORIGINS),
                 peer_bytes_s=bytes_s(PEERS),
+                mixed_bytes_s=bytes_s(MIXED),
                 disk_bytes_s=bytes_s(DISK),
                 resolve_s=typical(self._resolving),
-                finish_s=typical(self._finishing),
+                finish_s=typical(self._finishing[regime]),
                 mount_s=typical(self._mounting),
             )
 
@@ -149,13 +151,13 @@ class Knowledge:
 
         chunk_bytes: of a model that is read while it comes.
         """
-        measured = self.speeds(origin)
+        measured = self.speeds(origin, needs.regime)
         known = measured.or_else(self._declared)
         parts = parts_of(needs, known)
         if parts is None:
             return None
         with self._lock:
-            factors = self._score.factors(model, needs.tier)
+            factors = self._score.factors(model, needs.tier, needs.regime)
             confident = self._score.confident
         p50, p90 = (factors[level] for level in LEVELS)
         chunk_s = None
@@ -197,12 +199,12 @@ class Knowledge:
 
     def freeze(self, wanted_id: str, model: str, prediction: Prediction, now_s: float) -> None:
         """Hold a start to what is predicted of it now, unless it is held to something already."""
-        factors_of = prediction.parts.stored_s
         mount_s = prediction.parts.mount_s
         promise = Promise(
             model,
             prediction.needs.tier,
-            factors_of,
+            prediction.needs.regime,
+            prediction.parts.stored_s,
             prediction.p50_s - mount_s,
             prediction.p90_s - mount_s,
         )
@@ -232,11 +234,13 @@ class Knowledge:
 
     def fetched(self, opened: Open, origin: str, *, resolving_s: float, wall_s: float) -> None:
         """A pull that fetched all that a start lacked took so long, of which resolving so long."""
-        parts = parts_of(opened.needs, self.speeds(origin))
+        regime = opened.needs.regime
+        parts = parts_of(opened.needs, self.speeds(origin, regime))
         with self._lock:
             self._resolving.append(resolving_s)
             if parts is not None:
-                self._finishing.append(max(0.0, wall_s - resolving_s - parts.fetch_s))
+                rest_s = wall_s - resolving_s - parts.fetch_s
+                self._finishing[regime].append(max(0.0, rest_s))
 
     def mounted(self, seconds: float) -> None:
         """A volume was shown."""
@@ -301,7 +305,7 @@ class Knowledge:
                 "rates": self._measuring.to_json(),
                 "score": self._score.to_json(),
                 "resolving": list(self._resolving),
-                "finishing": list(self._finishing),
+                "finishing": {regime.value: list(x) for regime, x in self._finishing.items()},
                 "mounting": list(self._mounting),
                 "sizes": {name: list(each) for name, each in self._sizes.items()},
                 "open": {name: _open_to_json(each) for name, each in self._open.items()},
@@ -314,8 +318,12 @@ class Knowledge:
         score = Score.from_json(plain["score"])
         durations = [
             [seconds_of(each) for each in plain[name][-TYPICAL_MAX:]]
-            for name in ("resolving", "finishing", "mounting")
+            for name in ("resolving", "mounting")
         ]
+        finishing = {
+            regime: [seconds_of(each) for each in plain["finishing"][regime.value][-TYPICAL_MAX:]]
+            for regime in Regime
+        }
         sizes = {
             str(name): (str(model), max(0, int(size)))
             for name, (model, size) in list(plain["sizes"].items())[-SIZES_MAX:]
@@ -327,8 +335,9 @@ class Knowledge:
         with self._lock:
             self._score, self._sizes, self._open = score, sizes, opened
             self._resolving.extend(durations[0])
-            self._finishing.extend(durations[1])
-            self._mounting.extend(durations[2])
+            self._mounting.extend(durations[1])
+            for regime, seconds in finishing.items():
+                self._finishing[regime].extend(seconds)
 
 
 def _open_to_json(opened: Open) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from lightkube.types import PatchType
 
 from modelcache.agent.daemon import Daemon
 from modelcache.agent.foresight import Prediction
-from modelcache.agent.measuring import ALL_ORIGINS, DISK, PEERS
+from modelcache.agent.measuring import ALL_ORIGINS, DISK, MIXED, PEERS
 from modelcache.domain.volumes import progress_line
 from modelcache.domain.wanted import ModelPhase, WantedStatus
 from modelcache.faces import units
@@ -31,9 +31,9 @@ STORED_EVERY_S: Final = 10.0  # looking through a store of many models takes a w
 MESSAGE_MAX: Final = 300
 WHOLE_FROM_S: Final = 10.0  # from here on fractions of a second mean nothing
 _RATES: Final = {
-    "originBytesPerSecond": ALL_ORIGINS,
-    "peerBytesPerSecond": PEERS,
-    "diskBytesPerSecond": DISK,
+    "originBytesPerSecond": (ALL_ORIGINS, MIXED),  # where it was never read alone, with others
+    "peerBytesPerSecond": (PEERS, MIXED),
+    "diskBytesPerSecond": (DISK,),
 }
 
 
@@ -122,8 +122,10 @@ class Reporting:
 
     def _rates(self) -> dict[str, int]:
         """Bytes a second, of what was measured since the agent began."""
+        bytes_s = self._daemon.node.measuring.bytes_s
         measured = {
-            field: self._daemon.node.measuring.bytes_s(name) for field, name in _RATES.items()
+            field: next((rate for name in names if (rate := bytes_s(name))), None)
+            for field, names in _RATES.items()
         }
         return {field: round(rate) for field, rate in measured.items() if rate is not None}
 
