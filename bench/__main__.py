@@ -8,6 +8,7 @@ serve    the peer plane beside other servers: what a GB costs the one that gives
 simulate the planner on up to 5,000 nodes, in virtual time (--quick: up to 256 of them)
 swarm    eight agents on hosts of their own, every link shaped, and the same simulated (root)
 mount    streaming mounts beside a bind mount, rclone's and s3fs (root)
+estimate predicted starts, simulated and on three hosts whose links change (root for the latter)
 publish  a volume of a warm model, as kubelet asks for it (root)
 load     tensors, beside other loaders (wants `make .venv/.load`: several GB, so only if named)
 report   only write RESULTS.md and the plot again, from the numbers kept in bench/results
@@ -29,6 +30,7 @@ from typing import Any
 
 from bench import (
     comparison,
+    estimate,
     http_client,
     io_policy,
     load,
@@ -47,7 +49,10 @@ from tests.servers.process import TOOLS as PROGRAMS
 GIB = 1 << 30
 TOOLS_BIN = PROGRAMS / "bin"
 LOADERS = ("torch", "safetensors", "runai-model-streamer", "fastsafetensors")
-STUDIES = ("pull", "warm", "io", "client", "serve", "simulate", "swarm", "publish", "mount")
+STUDIES = (
+    *("pull", "warm", "io", "client", "serve", "simulate", "swarm", "publish", "mount"),
+    "estimate",
+)
 SIZES = {Scenario.FILE: 4 * GIB, Scenario.MODEL: 4 * GIB, Scenario.SMALL: 10_000 * SMALL_BYTES}
 QUICK = {Scenario.FILE: GIB, Scenario.MODEL: GIB, Scenario.SMALL: 1_000 * SMALL_BYTES}
 
@@ -79,6 +84,7 @@ def main() -> None:
                 "load": lambda: load.measure_loaders(
                     folder, 1 if options.quick else options.rounds, quick=options.quick
                 ),
+                "estimate": lambda: estimate.measure(folder, quick=options.quick),
                 "simulate": lambda: simulate.measure(quick=options.quick),
             }[study]()
             results.keep(study, {"machine": machine(folder), "runs": numbers})
