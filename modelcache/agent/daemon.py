@@ -92,7 +92,7 @@ class Daemon:
             self._borrowing,
             identities=self.identities,
         )
-        self.memorizing = Memorizing(engine)
+        self.memorizing = Memorizing(engine, self.node.measuring.loaded)
         self.contents = Contents(engine)
         self.neighbours = neighbours
         self.started_at_s = wall_clock_s()

@@ -28,6 +28,7 @@ ALL_ORIGINS: Final = "origin"
 PEERS: Final = PEER
 MIXED: Final = "mixed"  # an origin and peers at once, as nodes that fetch together have it
 DISK: Final = "disk"
+MEMORY: Final = "memory"
 
 
 @dataclass(slots=True)
@@ -94,10 +95,15 @@ class Measuring:
         with self._lock:
             self._rate(DISK).observe(size_bytes, writing_s / max(1, writers))
 
+    def loaded(self, size_bytes: int, seconds: float) -> None:
+        """So much came from the disk into memory."""
+        with self._lock:
+            self._rate(MEMORY).observe(size_bytes, seconds)
+
     def bytes_s(self, name: str) -> float | None:
         """What is to be expected of a source; None where nothing is known of it.
 
-        name: ALL_ORIGINS, PEERS, MIXED, DISK, or an origin as `origin_of` names it.
+        name: ALL_ORIGINS, PEERS, MIXED, DISK, MEMORY, or an origin as `origin_of` names it.
         """
         with self._lock:
             known = self._rates.get(name)
@@ -117,7 +123,7 @@ class Measuring:
             str(name)[:NAME_MAX]: Rate(
                 Moment(seconds_of(bytes_s), seconds_of(seconds)) for bytes_s, seconds in moments
             )
-            for name, moments in list(plain.items())[: ORIGINS_MAX + 4]
+            for name, moments in list(plain.items())[: ORIGINS_MAX + 5]
         }
         with self._lock:
             self._rates = rates

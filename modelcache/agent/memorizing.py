@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from time import monotonic
 from typing import Final
 
 from modelcache.agent.engine import Engine
@@ -14,6 +16,9 @@ from modelcache.domain.manifests import ModelId
 from modelcache.domain.wanted import Trouble
 from modelcache.errors import ModelcacheError
 
+Loaded = Callable[[int, float], None]
+"""Called with bytes, and the seconds they took."""
+MEASURED_BYTES_MIN: Final = 64 << 20  # less says how long it takes to begin
 KEPT_MAX: Final = 256  # models whose last attempt is remembered
 
 
@@ -40,8 +45,10 @@ class Attempt:
 class Memorizing:
     """See the module. Thread-safe."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, loaded: Loaded | None = None) -> None:
+        """loaded: told how fast bytes came into memory that were not there before."""
         self._engine = engine
+        self._loaded = loaded
         self._lock = threading.Lock()
         self._turn = threading.Lock()  # two at once would only halve each other's disk
         self._attempts: OrderedDict[ModelId, Attempt] = OrderedDict()
@@ -95,12 +102,22 @@ class Memorizing:
         trouble = None
         try:
             with self._turn:
+                missing, began_s = self._not_resident(model_id), monotonic()
                 self._engine.warm_memory(model_id, locked=locked, told=told, cancel=self._cancel)
+                if self._loaded is not None and missing >= MEASURED_BYTES_MIN:
+                    self._loaded(missing, monotonic() - began_s)
         except ModelcacheError as error:
             trouble = Trouble(error.code, error.message)
         phase = MemoryPhase.FAILED if trouble else MemoryPhase.DONE
         with self._lock:
             self._put(model_id, replace(self._of(model_id), phase=phase, trouble=trouble))
+
+    def _not_resident(self, model_id: ModelId) -> int:
+        """Bytes that have to come from the disk; 0 where nobody tells. Raises NotInStore."""
+        manifest = self._engine.store.manifest(model_id)
+        resident = self._engine.memory.use(manifest).resident_bytes
+        size = sum(file.size_bytes for file in manifest.blobs().values())
+        return 0 if resident is None else size - resident
 
     def _of(self, model_id: ModelId) -> Attempt:
         return self._attempts.get(model_id, Attempt())

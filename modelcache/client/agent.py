@@ -27,7 +27,7 @@ from modelcache.client.answers import (
 )
 from modelcache.domain.identities import PodIdentity
 from modelcache.domain.refs import Ref, parse_ref
-from modelcache.domain.volumes import Volume, VolumeRequest
+from modelcache.domain.volumes import MountMode, Volume, VolumeRequest
 from modelcache.domain.wanted import LEASE_DEFAULT, WantedStatus, wanted_id
 from modelcache.errors import CorruptData, NotInStore, UsageError
 
@@ -148,14 +148,20 @@ class AgentClient:
         return listed(self._ask("GET", "/v1/models"))
 
     def estimate(
-        self, ref: Ref, *, node: str | None = None, priority: int | None = None
+        self,
+        ref: Ref,
+        *,
+        node: str | None = None,
+        priority: int | None = None,
+        mode: MountMode = MountMode.FULL,
     ) -> dict[str, Any]:
         """When a model would be ready, as JSON values.
 
-        node: `this`, `best`, `new` or a name; without, the first three. Raises NotInStore for a
-        model the agent has never resolved, NotFound for a node that does not answer in its cell.
+        node: `this`, `best`, `new` or a name; without, the first three. mode: how it would be
+        mounted. Raises NotInStore for a model the agent has never resolved, NotFound for a node
+        that does not answer in its cell.
         """
-        params: dict[str, Any] = {"ref": str(ref)}
+        params: dict[str, Any] = {"ref": str(ref), "mode": mode.value}
         if node is not None:
             params["node"] = node
         if priority is not None:

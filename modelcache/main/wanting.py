@@ -153,6 +153,7 @@ def estimate(  # noqa: PLR0917 - one parameter for each option
     agent: Agent = None,
     config: Config = None,
     *,
+    stream: Annotated[bool, typer.Option("--stream", help="Mounted before all is here.")] = False,
     as_json: Json = False,
 ) -> None:
     """When a model would be ready if a replica of it started now: here, elsewhere, on a new node.
@@ -160,12 +161,18 @@ def estimate(  # noqa: PLR0917 - one parameter for each option
     Nothing is fetched for it.
     """
     from modelcache.domain.refs import parse_ref  # noqa: PLC0415 - see the package
+    from modelcache.domain.volumes import MountMode  # noqa: PLC0415
     from modelcache.faces import present  # noqa: PLC0415
     from modelcache.faces.estimates import estimates_text  # noqa: PLC0415
 
     parsed = parse_ref(ref).filtered(split_globs(include), split_globs(exclude))
     with asking(agent, config) as client:
-        told = client.estimate(parsed, node=node, priority=_priority(priority))
+        told = client.estimate(
+            parsed,
+            node=node,
+            priority=_priority(priority),
+            mode=MountMode.STREAM if stream else MountMode.FULL,
+        )
     if as_json:
         present.print_json(told)
     else:

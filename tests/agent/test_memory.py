@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import modelcache
-from modelcache.agent import Engine, memory
+from modelcache.agent import Engine, memorizing, memory
 from modelcache.domain.refs import parse_ref
 from modelcache.errors import Cancelled, InvalidConfig, MemoryFull, NotInStore
 from modelcache.store.copies import TMPFS, Copies, filesystem_type
@@ -77,6 +77,27 @@ def test_a_warm_model_comes_into_the_page_cache_and_goes_again(
     assert engine.models()[0].memory == used
     assert engine.memory.drop(what) > TOTAL // 2
     assert engine.models()[0].warm, "the disk keeps it"
+
+
+def test_how_fast_a_model_came_from_the_disk_is_told_and_not_what_was_there(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memorizing, "MEASURED_BYTES_MIN", 1 << 20)
+    what = pulled(engine, tmp_path / "m")
+    os.sync()
+    engine.memory.drop(what)
+    cold = engine.memory.use(engine.store.manifest(what)).resident_bytes
+    if cold is None or cold > TOTAL // 2:
+        pytest.skip("this filesystem's files do not leave the page cache")
+    told: list[tuple[int, float]] = []
+    bringing = memorizing.Memorizing(engine, lambda size, seconds: told.append((size, seconds)))
+    for _ in range(2):  # the second finds all of it
+        bringing.begin(what, locked=False)
+        for thread in bringing._threads:
+            thread.join()
+    ((size, seconds),) = told
+    assert size == TOTAL + 3 - cold
+    assert seconds > 0
 
 
 def test_what_is_resident_is_not_read_again(

@@ -237,6 +237,7 @@ def test_estimate_says_when_a_model_would_be_ready(asking: Shell, origin: FaultP
     plain = asking.call("estimate", ref, "--node", "this", "--json")
     (this,) = plain.json["estimates"]
     assert (this["tier"], this["missing_bytes"]) == ("warm", 0)
+    assert asking.call("estimate", ref, "--stream", "--json").json["estimates"]
     elsewhere = asking.call("estimate", ref, "--node", "gpu-99")
     assert elsewhere.code == 1
     assert "no node 'gpu-99'" in elsewhere.complaint

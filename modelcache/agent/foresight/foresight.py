@@ -153,11 +153,11 @@ class Foresight:
 
     # Questions
 
-    def here(self, ref: Ref, *, priority: int | None = None) -> Outlook:
+    def here(self, ref: Ref, *, priority: int | None = None, stream: bool = False) -> Outlook:
         """When a model would be ready on this node.
 
-        priority: of who asks; the model's own without, or that of a pod that waits. Raises
-        NotInStore for a model that was never seen here.
+        priority: of who asks; the model's own without, or that of a pod that waits. stream: it is
+        read while it comes. Raises NotInStore for a model that was never seen here.
         """
         model_id, needs = self._seen(ref)
         name = wanted_id(ref)
@@ -165,7 +165,8 @@ class Foresight:
             with self._board.changed:
                 wanted = self._board.wanted.get(name)
                 priority = wanted.desired.priority if wanted is not None else Priority.MOUNTED
-        return self._outlook(self._name, ref, model_id, self._queued(needs, name, priority))
+        needs = self._queued(needs, name, priority)
+        return self._outlook(self._name, ref, model_id, needs, stream=stream)
 
     def wanted(self, name: str) -> Prediction | None:
         """As `here`, for a model that is wanted, by its id; None where nobody can say."""
@@ -176,7 +177,7 @@ class Foresight:
         except NotInStore:
             return None
 
-    def elsewhere(self, ref: Ref) -> list[Outlook]:
+    def elsewhere(self, ref: Ref, *, stream: bool = False) -> list[Outlook]:
         """The same on every other node of the cell that answers, and last on a new one (NEW_NODE).
 
         As far as this node knows: the speeds are its own, and what others queue is their matter.
@@ -195,19 +196,28 @@ class Foresight:
                 holders=holders - whole,
                 fetchers=max(0, needs.fetchers - (node in has and not whole)),
             )
-            found.append(self._outlook(node, ref, model_id, there))
+            found.append(self._outlook(node, ref, model_id, there, stream=stream))
         alone = Needs(size, size, holders=holders, fetchers=needs.fetchers)
-        return [*found, self._outlook(NEW_NODE, ref, model_id, alone)]
+        return [*found, self._outlook(NEW_NODE, ref, model_id, alone, stream=stream)]
 
-    def everywhere(self, ref: Ref, *, priority: int | None = None) -> list[Outlook]:
+    def everywhere(
+        self, ref: Ref, *, priority: int | None = None, stream: bool = False
+    ) -> list[Outlook]:
         """Here first, then as `elsewhere`. Raises NotInStore."""
-        return [self.here(ref, priority=priority), *self.elsewhere(ref)]
+        here = self.here(ref, priority=priority, stream=stream)
+        return [here, *self.elsewhere(ref, stream=stream)]
 
     # Parts
 
-    def _outlook(self, node: str, ref: Ref, model_id: ModelId, needs: Needs) -> Outlook:
-        origin = origin_of(ref.redacted())
-        prediction = self.knowledge.predict(model_id[:ID_DIGITS], needs, origin)
+    def _outlook(
+        self, node: str, ref: Ref, model_id: ModelId, needs: Needs, *, stream: bool = False
+    ) -> Outlook:
+        prediction = self.knowledge.predict(
+            model_id[:ID_DIGITS],
+            needs,
+            origin_of(ref.redacted()),
+            chunk_bytes=self._engine.settings.store.chunk_bytes if stream else None,
+        )
         return Outlook(node, model_id, needs, prediction)
 
     def _seen(self, ref: Ref) -> tuple[ModelId, Needs]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from modelcache.agent.measuring import ALL_ORIGINS, DISK, MIXED, PEERS, Measuring
+from modelcache.agent.measuring import ALL_ORIGINS, DISK, MEMORY, MIXED, PEERS, Measuring
 from modelcache.domain.manifests import canonical_json
 from modelcache.forecast.calibration import (
     LEVELS,
@@ -139,6 +139,7 @@ class Knowledge:
                 peer_bytes_s=bytes_s(PEERS),
                 mixed_bytes_s=bytes_s(MIXED),
                 disk_bytes_s=bytes_s(DISK),
+                load_bytes_s=bytes_s(MEMORY),
                 resolve_s=typical(self._resolving),
                 finish_s=typical(self._finishing[regime]),
                 mount_s=typical(self._mounting),
@@ -149,7 +150,8 @@ class Knowledge:
     ) -> Prediction | None:
         """None where nothing was measured or declared that it could rest on.
 
-        chunk_bytes: of a model that is read while it comes.
+        chunk_bytes: of a model that is read while it comes: it can be mounted at once, and is in
+        memory when the last chunk has been loaded.
         """
         measured = self.speeds(origin, needs.regime)
         known = measured.or_else(self._declared)
@@ -160,17 +162,17 @@ class Knowledge:
             factors = self._score.factors(model, needs.tier, needs.regime)
             confident = self._score.confident
         p50, p90 = (factors[level] for level in LEVELS)
-        chunk_s = None
-        if chunk_bytes is not None:
-            share = min(1.0, chunk_bytes / max(1, needs.missing_bytes))
-            chunk_s = parts.fetch_s * share
+        chunk_s, stored_s = None, parts.stored_s
+        if chunk_bytes is not None and needs.missing_bytes > 0:
+            chunk_s = parts.fetch_s * min(1.0, chunk_bytes / needs.missing_bytes)
+            stored_s = parts.resolve_s
         loaded_s = parts.loaded_s(chunk_s)
         rests = parts_of(needs, measured) is not None
         return Prediction(
             needs=needs,
             parts=parts,
-            p50_s=parts.stored_s * p50 + parts.mount_s,
-            p90_s=parts.stored_s * p90 + parts.mount_s,
+            p50_s=stored_s * p50 + parts.mount_s,
+            p90_s=stored_s * p90 + parts.mount_s,
             loaded_p50_s=None if loaded_s is None else loaded_s * p50,
             loaded_p90_s=None if loaded_s is None else loaded_s * p90,
             measured=rests,

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 from modelcache.agent.daemon import Daemon
 from modelcache.agent.foresight import Outlook
 from modelcache.domain.refs import REF_BYTES_MAX, parse_ref
+from modelcache.domain.volumes import MountMode
 from modelcache.domain.wanted import PRIORITY_MAX
 from modelcache.errors import NotFound
 from modelcache.faces.http.schemas import (
@@ -31,7 +32,7 @@ def estimate_routes(daemon: Daemon) -> APIRouter:
     foresight = daemon.node.foresight
 
     @router.get("/estimate")
-    def estimate(
+    def estimate(  # noqa: PLR0917 - one parameter for each that is asked for
         ref: Annotated[str, Query(min_length=1, max_length=REF_BYTES_MAX)],
         node: Annotated[
             str | None,
@@ -41,6 +42,10 @@ def estimate_routes(daemon: Daemon) -> APIRouter:
             int | None,
             Query(ge=0, le=PRIORITY_MAX, description="Of who would want it; 90 without."),
         ] = None,
+        mode: Annotated[
+            MountMode,
+            Query(description="`stream`: it can be mounted at once, and is loaded while it comes."),
+        ] = MountMode.FULL,
         include: Annotated[list[Glob] | None, Query(max_length=GLOBS_MAX)] = None,
         exclude: Annotated[list[Glob] | None, Query(max_length=GLOBS_MAX)] = None,
     ) -> Estimates:
@@ -51,7 +56,7 @@ def estimate_routes(daemon: Daemon) -> APIRouter:
         Times are `null`, and the basis `unknown`, where nothing was measured or declared.
         """
         asked = parse_ref(ref).filtered(include or (), exclude or ())
-        found = foresight.everywhere(asked, priority=priority)
+        found = foresight.everywhere(asked, priority=priority, stream=mode is MountMode.STREAM)
         standing = foresight.knowledge.standing()
         return Estimates(
             ref=asked.redacted(),

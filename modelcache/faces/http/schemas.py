@@ -376,7 +376,7 @@ class PartsInfo(_Answer):
     finish_s: float = Field(examples=[0.6], description="Checksums, links, syncs, slow beginnings.")
     mount_s: float = Field(examples=[0.05])
     load_s: float | None = Field(
-        examples=[35.0], description="Into memory; null unless `forecast.load_bytes_s` is declared."
+        examples=[35.0], description="Into memory; null until that was measured or declared."
     )
 
 

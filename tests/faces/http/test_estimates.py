@@ -13,6 +13,7 @@ import pytest
 from modelcache.client import AgentClient
 from modelcache.config import ForecastSettings, Settings
 from modelcache.domain.refs import Ref, parse_ref
+from modelcache.domain.volumes import MountMode
 from modelcache.errors import NotFound, NotInStore
 from tests.agent.nodes import MIB, Models
 from tests.agent.support import CHUNK_BYTES
@@ -67,6 +68,9 @@ def test_this_node_the_best_and_a_new_one_are_told(client: AgentClient, models: 
     assert new["p50_s"] < new["p90_s"]
     assert new["loaded_p50_s"] > new["p50_s"]
     assert [each["which"] for each in client.estimate(ref, node="new")["estimates"]] == ["new"]
+    (streamed,) = client.estimate(ref, node="new", mode=MountMode.STREAM)["estimates"]
+    assert streamed["p50_s"] < 1 < new["p50_s"]  # mounted as soon as it is known what it is
+    assert streamed["loaded_p50_s"] < new["loaded_p50_s"]  # and loaded while it comes
     named = client.estimate(ref, node="node-1", priority=10)["estimates"]
     assert [(each["which"], each["node"]) for each in named] == [("named", "node-1")]
 
@@ -97,7 +101,10 @@ def test_what_cannot_be_answered_is_refused_in_one_line(
         assert error(nowhere) == (404, "not_in_store")
         asked = {"ref": str(ref), "node": "gpu-99"}
         assert error(api.get("/v1/estimate", params=asked)) == (404, "not_found")
-        for bad in ({"ref": "ftp://x"}, {}, {"ref": str(ref), "priority": 101}, {"ref": ""}):
+        for bad in (
+            *({"ref": "ftp://x"}, {}, {"ref": ""}, {"ref": str(ref), "priority": 101}),
+            {"ref": str(ref), "mode": "torrent"},
+        ):
             status, code = error(api.get("/v1/estimate", params=bad))
             assert (status, code) in {(400, "usage"), (400, "invalid_ref")}
 
