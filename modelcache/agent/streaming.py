@@ -222,11 +222,6 @@ class Streaming:
             for number in self._numbers.get(blob, ()):
                 self._session.doubt(number)
 
-    @property
-    def complete(self) -> bool:
-        """Whether every file is here."""
-        return all(self._engine.arriving.is_complete(file) for file in self._files)
-
     def wait(self, timeout_s: float | None = None) -> bool:
         """Until it is unmounted, by whomever, and nobody has a file open; False if not in time."""
         return self._session is None or self._session.wait(timeout_s)

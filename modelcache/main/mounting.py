@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
-from modelcache.errors import ModelcacheError, MountFailed, UsageError, error_named
+from modelcache.errors import ModelcacheError, MountFailed, StoreError, UsageError, error_named
 from modelcache.main.app import (
     Config,
     Exclude,
@@ -34,10 +34,13 @@ from modelcache.main.wanting import Agent, RefArgument
 
 if TYPE_CHECKING:
     from modelcache.agent.engine import Engine
+    from modelcache.agent.snapshot import Snapshot
     from modelcache.domain.refs import Ref
+    from modelcache.store import Store as ModelStore
     from modelcache.transfer.report import Progress
 
 WAIT_S: Final = 0.25  # how often a signal is looked for
+VOLUME_PREFIX: Final = "mount-"  # of what commands have mounted
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -111,12 +114,18 @@ def mount(  # noqa: PLR0917 - one parameter for each option
                 snapshot = engine.pull(
                     parsed, cancel=cancel, progress=lambda now: last.__setitem__(slice(None), [now])
                 )
-            tell(_bind(snapshot.path, place, snapshot.model_id))
+            tell(_bind(engine, snapshot, place))
 
 
 @app.command()
 def unmount(
-    target: Target, agent: Agent = None, *, as_json: Json = False, quiet: Quiet = False
+    target: Target,
+    store: Store = None,
+    config: Config = None,
+    agent: Agent = None,
+    *,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Take away what is mounted at a directory, by whomever; done already is done.
 
@@ -128,6 +137,8 @@ def unmount(
     place = Path(os.path.abspath(target.expanduser()))  # noqa: PTH100 - links stay
     found = _unpublished(agent, place)
     found = mounts.unmount(place) or found
+    with suppress(StoreError), engine_for(store, config) as engine:
+        _forget(engine.store)
     if as_json:
         present.print_json({"unmounted": found})
     elif not quiet:
@@ -207,15 +218,37 @@ def _unpublished(agent: str | None, place: Path) -> bool:
 
 
 def _volume_id(place: Path) -> str:
-    return f"mount-{sha256(os.fsencode(place)).hexdigest()[:40]}"
+    return f"{VOLUME_PREFIX}{sha256(os.fsencode(place)).hexdigest()[:40]}"
 
 
-def _bind(snapshot: Path, place: Path, model_id: str) -> dict[str, Any]:
+def _bind(engine: Engine, snapshot: Snapshot, place: Path) -> dict[str, Any]:
+    """Show a warm model, and protect it while it is shown."""
     from modelcache import mounts  # noqa: PLC0415 - see the package
+    from modelcache.agent.clock import wall_clock_s  # noqa: PLC0415
+    from modelcache.domain.volumes import Volume  # noqa: PLC0415
 
     mounts.unmount(place)
-    mounts.bind_read_only(snapshot, place)
-    return {"target": str(place), "model_id": model_id, "mode": "full"}
+    _forget(engine.store)
+    volume = Volume(
+        _volume_id(place), str(place), snapshot.model_id, snapshot.ref, since_s=wall_clock_s()
+    )
+    engine.store.keep_volume(volume)
+    try:
+        mounts.bind_read_only(snapshot.path, place)
+    except ModelcacheError:
+        engine.store.drop_volume(volume)
+        raise
+    return {"target": str(place), "model_id": snapshot.model_id, "mode": "full"}
+
+
+def _forget(store: ModelStore) -> None:
+    """Protect nothing any more for mounts of ours that somebody has taken away."""
+    from modelcache import mounts  # noqa: PLC0415 - see the package
+
+    for volume in store.volumes():
+        ours = volume.volume_id.startswith(VOLUME_PREFIX)
+        if ours and not mounts.mounts_at(Path(volume.target)):
+            store.drop_volume(volume)
 
 
 def _in_background(serve: Callable[[Tell], None], log: Path | None) -> dict[str, Any]:
@@ -280,7 +313,7 @@ def _serve(engine: Engine, ref: Ref, place: Path, tell: Tell) -> None:
     pull = StreamingPull(engine, ref, place, report)
     begun = pull.begin(stopped)
     if isinstance(begun, Snapshot):
-        tell(_bind(begun.path, place, begun.model_id))
+        tell(_bind(engine, begun, place))
         return
     tell({"target": str(place), "model_id": begun.manifest.model_id, "mode": "stream"})
     try:

@@ -253,8 +253,11 @@ def test_a_model_that_is_warm_is_a_plain_bind_mount(proxy: FaultProxy, tmp_path:
         assert done.json["mode"] == "full"
         weights = (target / "weights.bin").stat()
         assert weights.st_ino == (path / "weights.bin").stat().st_ino
+        removing = shell.run("rm", f"{proxy.url}/")
+        assert (removing.code, "is protected" in removing.complaint) == (1, True)
     finally:
         assert shell.run("unmount", target).code == 0
+    assert shell.run("rm", f"{proxy.url}/").code == 0
 
 
 def test_it_is_served_in_the_background_unless_told_otherwise(proxy: FaultProxy, tmp_path: Path):

@@ -49,6 +49,7 @@ EXPLICIT_INVAL_DATA: Final = 1 << 25
 INIT_EXT: Final = 1 << 30
 PASSTHROUGH: Final = 1 << 37
 HAS_RESEND: Final = 1 << 39
+ALLOW_IDMAP: Final = 1 << 40  # for pods with users of their own; files belong to root all the same
 
 # Flags of an answer to OPEN and OPENDIR.
 FOPEN_KEEP_CACHE: Final = 1 << 1
@@ -155,6 +156,7 @@ class Offer:
             | EXPLICIT_INVAL_DATA
             | INIT_EXT
             | HAS_RESEND
+            | ALLOW_IDMAP
             | (PASSTHROUGH if passthrough else 0)
         )
         flags = wanted & self.flags

@@ -192,11 +192,6 @@ class Session:
         """Whether there is a mount to serve."""
         return not self._ended.is_set()
 
-    @property
-    def waiting(self) -> int:
-        """Reads that wait for bytes."""
-        return len(self._parking)
-
     # News of the contents
 
     def news(self) -> None:
@@ -218,9 +213,9 @@ class Session:
         for parked in self._parking.all():
             if parked.number == number and self._parking.take(parked.unique):
                 self._channel.answer(parked.unique, error=errno.EIO)
-        self._report("doubted", file=self._name(node))
         self._channel.tell(protocol.NOTIFY_INVAL_INODE, protocol.forget_pages(before))
         self._tell_epoch(node)
+        self._report("doubted", file=self._name(node))
 
     # Requests
 
