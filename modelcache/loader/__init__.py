@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelcache.loader.loading import WINDOW_BYTES, Order, tensors_of, wishes
-from modelcache.loader.opening import opened
+from modelcache.loader.opening import Place
 from modelcache.loader.slicing import AxisRule
 
 if TYPE_CHECKING:
@@ -75,16 +75,9 @@ def load(
         threads=threads,
         window_bytes=None,
     ).whole()
-    found = opened(
-        model,
-        through=through,
-        direct=direct,
-        store=store,
-        settings=settings,
-        max_age_s=max_age_s,
-        agent=agent,
-    )
-    return dict(tensors_of(found, asked))
+    place = Place(model, through, direct, store, settings, max_age_s, agent)
+    place.check()
+    return dict(tensors_of(place.open, asked))
 
 
 def iter_tensors(
@@ -114,8 +107,8 @@ def iter_tensors(
     ahead of the caller, who decides how long a tensor lives: neighbours in a file share memory,
     which goes when the last of them does. Tensors without elements come first.
 
-    What a caller wants is checked at once, and what the model consists of; its files are opened
-    when the first tensor is asked for. Of a model that arrives, tensors are given before their file
+    What a caller wants is checked at once; the model is looked for when the first tensor is asked
+    for. Of a model that arrives, tensors are given before their file
     is verified: an error after the last of them says that it was not what its origin has. Leaving
     early ends the pull; what has arrived is kept.
     """
@@ -132,13 +125,6 @@ def iter_tensors(
         threads=threads,
         window_bytes=window_bytes,
     )
-    found = opened(
-        model,
-        through=through,
-        direct=direct,
-        store=store,
-        settings=settings,
-        max_age_s=max_age_s,
-        agent=agent,
-    )
-    return tensors_of(found, asked)
+    place = Place(model, through, direct, store, settings, max_age_s, agent)
+    place.check()
+    return tensors_of(place.open, asked)

@@ -7,6 +7,7 @@ they are asked for; none is needed to install modelcache.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from collections.abc import Callable, Iterable
 from types import ModuleType
@@ -180,8 +181,9 @@ class Torch:
             return anonymous(size_bytes)
         arena = self._torch.empty(size_bytes + PAGE_BYTES, dtype=self._torch.uint8, pin_memory=True)
         offset = -arena.data_ptr() % PAGE_BYTES
-        view = memoryview(arena.numpy())[offset : offset + size_bytes]
-        return Memory(view, arena, offset)
+        # By its address: PyTorch hands out a buffer by way of NumPy only, which need not be here.
+        raw = (ctypes.c_ubyte * size_bytes).from_address(arena.data_ptr() + offset)
+        return Memory(memoryview(raw).cast("B"), arena, offset)
 
     def check(self, parts: Iterable[Part]) -> None:
         """See Framework."""

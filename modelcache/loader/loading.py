@@ -6,7 +6,7 @@ It joins what the other modules know: which files, which bytes, which memory, wh
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -91,9 +91,12 @@ class Folder:
 
     page_bytes = PAGE_BYTES
 
-    def __init__(self, path: Path, *, direct: bool) -> None:
-        """Raises NotFound."""
+    def __init__(
+        self, path: Path, *, direct: bool, release: Callable[[], None] | None = None
+    ) -> None:
+        """release: called when it is closed. Raises NotFound."""
         self.threads = reading_threads()
+        self._release = release
         self._direct = direct
         self._root = path.parent if path.is_file() else path
         self._only = [path.name] if path.is_file() else None
@@ -129,6 +132,8 @@ class Folder:
 
     def close(self) -> None:
         """See Model."""
+        if self._release is not None:
+            self._release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +164,15 @@ class Plan:
     names: list[str]
 
 
-def tensors_of(model: Model, wishes: Wishes) -> Iterator[tuple[str, Any]]:
+def tensors_of(open_model: Callable[[], Model], wishes: Wishes) -> Iterator[tuple[str, Any]]:
     """Every wanted tensor with its name. Those without elements come first.
 
-    Closes the model at the end, also when it is left early.
+    Nothing is opened before the first is asked for; the model is closed at the end, also when it
+    is left early.
     """
     framework = wishes.framework
     with ExitStack() as stack:
+        model = open_model()
         stack.callback(model.close)
         shards = find_shards(model.names(), model.small, wishes.files)
         files = [_opened(model, name, stack) for name in shards.files]

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from modelcache.errors import UsageError
+from modelcache.errors import StoreError, UsageError
 from modelcache.loader.header import shown
 from modelcache.loader.loading import Folder, Model
 
 if TYPE_CHECKING:
+    from modelcache.agent import Engine
     from modelcache.config import Settings
+    from modelcache.domain.manifests import ModelId
     from modelcache.domain.refs import Ref
+
+LEASE: Final = "load"
 
 
 class Through(StrEnum):
@@ -23,45 +30,49 @@ class Through(StrEnum):
     AGENT = "agent"  # brought by an agent of this node, and read from it
 
 
-def opened(
-    model: str | Path,
-    *,
-    through: str,
-    direct: bool,
-    store: Path | str | None,
-    settings: Settings | None,
-    max_age_s: float | None,
-    agent: str | None,
-) -> Model:
-    """Raises NotFound, NotInStore, UsageError, and what resolving raises."""
-    _check(through, agent)
-    path = _path(model)
-    if path is not None:
-        return Folder(path, direct=direct)
-    from modelcache.config import load_settings  # noqa: PLC0415 - a directory needs none of it
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a caller wants a model from. agent: the address of one, if not this node's."""
 
-    chosen = settings or load_settings()
-    if store is not None:
-        chosen = chosen.with_store(Path(store).expanduser().absolute())
-    if through == Through.AGENT:
-        return _of_agent(str(model), chosen, agent, direct=direct)
-    if "://" not in str(model):
-        return _stored(str(model), chosen, direct=direct)
-    from modelcache.domain.refs import parse_ref  # noqa: PLC0415
+    model: str | Path
+    through: str = Through.STORE
+    direct: bool = True
+    store: Path | str | None = None
+    settings: Settings | None = None
+    max_age_s: float | None = None
+    agent: str | None = None
 
-    ref = parse_ref(str(model))
-    if through == Through.ORIGIN:
-        from modelcache.loader.origin import origin_model  # noqa: PLC0415
+    def check(self) -> None:
+        """Raises UsageError for what can be seen to be wrong before anything is asked."""
+        if self.through not in set(Through):
+            known = ", ".join(Through)
+            raise UsageError(f"through {shown(str(self.through))} is none of {known}")
+        if self.agent is not None and self.through != Through.AGENT:
+            raise UsageError('agent is the address of one to load through; say through="agent"')
 
-        return origin_model(chosen, ref)
-    return _arriving(ref, chosen, max_age_s, direct=direct)
+    def open(self) -> Model:
+        """Raises NotFound, NotInStore, UsageError, and what resolving raises."""
+        path = _path(self.model)
+        if path is not None:
+            return Folder(path, direct=self.direct)
+        from modelcache.config import load_settings  # noqa: PLC0415 - a directory needs none of it
 
+        what = str(self.model)
+        chosen = self.settings or load_settings()
+        if self.store is not None:
+            chosen = chosen.with_store(Path(self.store).expanduser().absolute())
+        if self.through == Through.AGENT:
+            return _of_agent(what, chosen, self.agent, direct=self.direct)
+        if "://" not in what:
+            return _stored(what, chosen, direct=self.direct)
+        from modelcache.domain.refs import parse_ref  # noqa: PLC0415
 
-def _check(through: str, agent: str | None) -> None:
-    if through not in set(Through):
-        raise UsageError(f"through {shown(str(through))} is none of {', '.join(Through)}")
-    if agent is not None and through != Through.AGENT:
-        raise UsageError('agent is the address of one to load through; say through="agent"')
+        ref = parse_ref(what)
+        if self.through == Through.ORIGIN:
+            from modelcache.loader.origin import origin_model  # noqa: PLC0415
+
+            return origin_model(chosen, ref)
+        return _arriving(ref, chosen, self.max_age_s, direct=self.direct)
 
 
 def _path(model: str | Path) -> Path | None:
@@ -81,8 +92,7 @@ def _arriving(ref: Ref, chosen: Settings, max_age_s: float | None, *, direct: bo
     arrival.begin()
     if arrival.warm is not None:
         arrival.stop()
-        copied = arrival.engine.memory.copy_path(arrival.warm.model_id)
-        return Folder(copied or arrival.warm.path, direct=direct)
+        return _held(arrival.engine, arrival.warm.model_id, arrival.warm.path, direct=direct)
     assert arrival.manifest is not None  # noqa: S101 - one of the two
     return ArrivingModel(arrival, arrival.manifest)
 
@@ -107,6 +117,16 @@ def _of_agent(what: str, settings: Settings, agent: str | None, *, direct: bool)
 def _stored(what: str, settings: Settings, *, direct: bool) -> Model:
     from modelcache.agent import Engine  # noqa: PLC0415
 
-    with Engine(settings, write=False) as engine:
-        path = engine.path(what)
-        return Folder(engine.memory.copy_path(engine.store.find(what)) or path, direct=direct)
+    engine = Engine(settings, write=False)
+    return _held(engine, engine.store.find(what), engine.path(what), direct=direct)
+
+
+def _held(engine: Engine, model_id: ModelId, path: Path, *, direct: bool) -> Folder:
+    """A warm model's files, or its copy's in memory, protected from eviction while they are read.
+
+    Who may not write to the store reads all the same: open files outlive their eviction.
+    """
+    release: Callable[[], None] | None = None
+    with suppress(StoreError):
+        release = engine.store.hold(model_id, LEASE, "loading tensors").release
+    return Folder(engine.memory.copy_path(model_id) or path, direct=direct, release=release)

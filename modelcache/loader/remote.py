@@ -55,7 +55,7 @@ def remote_model(client: AgentClient, ref: Ref, *, direct: bool) -> Model:
             status = client.status(ref)
         _check(status)
         if status.phase is ModelPhase.WARM and os.access(status.path, os.R_OK | os.X_OK):
-            return _HeldFolder(Path(status.path), held, direct=direct)
+            return Folder(Path(status.path), direct=direct, release=held.release)
         return RemoteModel(held, status.model_id)
     except BaseException:
         held.release()
@@ -95,18 +95,6 @@ class _Held:
             return  # an agent that is gone; the want is found by who looks at it later
         finally:
             self.client.close()
-
-
-class _HeldFolder(Folder):
-    """A warm model's directory, which is not evicted meanwhile."""
-
-    def __init__(self, path: Path, held: _Held, *, direct: bool) -> None:
-        super().__init__(path, direct=direct)
-        self._held = held
-
-    def close(self) -> None:
-        """See Model."""
-        self._held.release()
 
 
 class RemoteModel:

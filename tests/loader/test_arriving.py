@@ -278,9 +278,29 @@ def test_a_header_that_lies_is_refused_while_it_arrives(
         modelcache.load(f"{proxy.url}/", through=through, settings=chosen)
 
 
+def test_a_model_is_protected_while_it_is_read_and_no_longer(site: Any, chosen: Settings) -> None:
+    proxy, _, wanted = site
+    modelcache.load(f"{proxy.url}/", settings=chosen)
+    with Engine(chosen) as engine:
+        (model,) = engine.models()
+        tensors = modelcache.iter_tensors(model.model_id, settings=chosen)
+        assert engine.models()[0].leases == ()
+        first = next(tensors)
+        assert [lease.kind for lease in engine.models()[0].leases] == ["load"]
+        assert_same(dict([first, *tensors]), wanted)
+        assert engine.models()[0].leases == ()
+
+
+def test_nothing_is_asked_for_before_the_first_tensor_is(site: Any, chosen: Settings) -> None:
+    proxy, _, _ = site
+    for through in ("store", "origin"):
+        modelcache.iter_tensors(f"{proxy.url}/", through=through, settings=chosen)
+    assert not proxy.gets()
+
+
 def test_ways_that_are_none_are_refused(chosen: Settings) -> None:
     with pytest.raises(UsageError, match="through"):
-        modelcache.load("https://host/x/", through="magic", settings=chosen)
+        modelcache.iter_tensors("https://host/x/", through="magic", settings=chosen)
     with pytest.raises(NotInStore):
         modelcache.load("0123abcd", settings=chosen)
     assert parse_ref("https://host/x/")

@@ -83,3 +83,28 @@ def test_a_gpu_gets_what_the_file_has(model: Any) -> None:
     for name, tensor in modelcache.load(folder, framework="torch", device="cuda").items():
         assert tensor.device.type == "cuda"
         np.testing.assert_array_equal(tensor.cpu().numpy(), wanted[name])
+
+
+def test_memory_that_is_pinned_is_laid_out_as_any_other(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the way to a GPU but the pinning, for machines that have none."""
+    from modelcache.loader import frameworks  # noqa: PLC0415
+
+    empty = torch.empty
+    folder, wanted = model
+
+    def unpinned(*size: Any, **more: Any) -> Any:
+        more.pop("pin_memory", None)
+        return empty(*size, **more)
+
+    monkeypatch.setattr(torch, "empty", unpinned)
+    made = frameworks.Torch.__init__
+
+    def pinned(self: Any, *arguments: Any) -> None:
+        made(self, *arguments)
+        self._pinned = True
+
+    monkeypatch.setattr(frameworks.Torch, "__init__", pinned)
+    for name, tensor in modelcache.load(folder, framework="torch").items():
+        np.testing.assert_array_equal(tensor.numpy(), wanted[name])
