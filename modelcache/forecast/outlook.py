@@ -114,8 +114,11 @@ def outlook(
     samples: Sequence[Sample],
     seen: Seen,
     model_bytes: int,
+    pending: int = 0,
 ) -> Outlook:
     """Everything at once. model: its id in `places`. samples: of demand; none where unknown.
+
+    pending: replicas that wait for a node.
 
     Raises UsageError for what cannot be asked.
     """
@@ -147,7 +150,7 @@ def outlook(
             samples,
             within_s=horizons["cold"],
             ready=ready,
-            starting=len(starting),
+            coming=len(starting) + pending,
         ),
         spares=_spares(wanted["warm"], ready, starting, warm, cold),
         slots_wanted=_slots_wanted(wanted["cold"], wanted["warm"]),
@@ -211,18 +214,18 @@ def _kept(
     *,
     within_s: float,
     ready: int,
-    starting: int,
+    coming: int,
 ) -> int | None:
     """Not fewer than are loading for demand that came a lead time ago: it waits for them.
 
     Requests that wait in a gateway come no second time, so that their rate is zero long before the
     replica that they wait for is ready. Taken back then, it would never be.
     """
-    if recommended is None or not starting:
+    if recommended is None or not coming:
         return recommended
     since_s = samples[-1].at_s - within_s
     peak = max(each.rate for each in samples if each.at_s >= since_s)
-    return max(recommended, min(ready + starting, replicas_for(peak, asked.per_replica)))
+    return max(recommended, min(ready + coming, replicas_for(peak, asked.per_replica)))
 
 
 def _spares(

@@ -55,13 +55,17 @@ def replicas_for(rate: float, per_replica: float) -> int:
 
 
 def growth_within(samples: Sequence[Sample], horizon_s: float, level: float) -> float:
-    """Requests a second that may come on top within the horizon; never below 0.
+    """Requests a second that may come on top within the horizon; never below 0. samples: some.
 
-    What is asked for now has to be served now, so that a fall is no reason for fewer.
+    What is asked for now has to be served now, so that a fall is no reason for fewer. A history too
+    short for quantiles goes by its slope, and at most by as much as demand did grow within the last
+    horizon: a few seconds' slope says nothing of the next ten minutes.
     """
     seen = growths(samples, horizon_s)
     if len(seen) < GROWTHS_MIN:
-        return max(0.0, slope(samples, SLOPE_S) * horizon_s)
+        last = samples[-1]
+        least = min(each.rate for each in samples if each.at_s >= last.at_s - horizon_s)
+        return max(0.0, min(slope(samples, SLOPE_S) * horizon_s, last.rate - least))
     return max(0.0, quantile(seen, level))
 
 

@@ -35,7 +35,9 @@ def rising(count=400, every_s=5.0, by=0.02):
     return [Sample(index * every_s, 10 + by * index * every_s) for index in range(count)]
 
 
-def look(asked=ASKED, *, where=(), ready=0, starting=(), samples=(), seen=None, size=100):
+def look(
+    asked=ASKED, *, where=(), ready=0, starting=(), pending=0, samples=(), seen=None, size=100
+):
     return outlook(
         asked,
         "m",
@@ -45,6 +47,7 @@ def look(asked=ASKED, *, where=(), ready=0, starting=(), samples=(), seen=None, 
         samples=samples,
         seen=seen or Seen(),
         model_bytes=size,
+        pending=pending,
     )
 
 
@@ -109,6 +112,7 @@ def test_what_loads_is_not_taken_back_before_it_has_served():
     loading = [Starting(warm=False, age_s=400)] * 3
     assert look(starting=loading, samples=burst).recommended == 3
     assert look(starting=loading * 3, samples=burst).recommended == 5  # that many came for it
+    assert look(starting=loading[:1], pending=1, samples=burst).recommended == 2
     assert look(ready=3, samples=burst).recommended == 0
     later = [*burst, Sample(1000, 0)]  # it is overdue: its demand has gone elsewhere
     assert look(starting=loading, samples=later).recommended == 0

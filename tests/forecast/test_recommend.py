@@ -42,8 +42,10 @@ def test_demand_that_ended_needs_nothing_however_it_grew_before():
 
 
 def test_short_history_goes_by_its_slope():
-    samples = [Sample(i, 10 + 0.5 * i) for i in range(10)]  # 14.5 now, 30 more in a minute
-    assert recommended_replicas(samples, horizon_s=60, costs=COSTS, per_replica=1) == 45
+    samples = [Sample(i, 10 + 0.5 * i) for i in range(10)]  # 14.5 now
+    assert recommended_replicas(samples, horizon_s=5, costs=COSTS, per_replica=1) == 17
+    # A minute would be 30 more; in nine seconds it has grown by 4.5.
+    assert recommended_replicas(samples, horizon_s=60, costs=COSTS, per_replica=1) == 19
 
 
 def test_longer_lead_times_never_need_fewer_on_a_ramp():

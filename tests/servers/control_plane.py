@@ -11,7 +11,8 @@ import signal
 import ssl
 import subprocess
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic, sleep
@@ -129,6 +130,7 @@ class ApiServer(Server):
             "--requestheader-extra-headers-prefix=X-Remote-Extra-",
             f"--proxy-client-cert-file={self.front_proxy.cert_file}",
             f"--proxy-client-key-file={self.front_proxy.key_file}",
+            "--feature-gates=HPAScaleToZero=true",
             "--enable-aggregator-routing=false",  # a Service may then be a name outside
             "--allow-privileged=true",
             # Without its controller there is no default account to be added to pods.
@@ -190,18 +192,30 @@ class ControlPlane:
         sleep(down_s)
         self.api.start()
 
-    def run(self, name: str, *flags: str) -> None:
+    def run(self, name: str, *flags: str) -> subprocess.Popen[bytes]:
         """Run kube-scheduler or kube-controller-manager beside it, as the administrator."""
         log = (self.api.folder / f"{name}.log").open("wb")
         with log:
-            self._others.append(
-                subprocess.Popen(
-                    [program(name), f"--kubeconfig={self.kubeconfig()}", *flags],
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
-                )
+            made = subprocess.Popen(
+                [program(name), f"--kubeconfig={self.kubeconfig()}", *flags],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
             )
+        self._others.append(made)
+        return made
+
+    @contextmanager
+    def running(self, name: str, *flags: str) -> Iterator[None]:
+        """The same for a while; it has to run to the end."""
+        made = self.run(name, *flags)
+        try:
+            yield
+            assert made.poll() is None, (self.api.folder / f"{name}.log").read_text()[-3000:]
+        finally:
+            self._others.remove(made)
+            made.kill()
+            made.wait()
 
     def config(self, token: str = ADMIN, namespace: str = "default") -> KubeConfig:
         """How a client with this token connects."""

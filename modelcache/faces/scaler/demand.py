@@ -28,6 +28,8 @@ PODS_MAX: Final = 500  # that are read for one scale; more want a Prometheus
 HISTORY_S: Final = 3600.0
 SAMPLES_MAX: Final = 1200
 TICK_S: Final = 0.2
+SPAN_MIN: Final = 0.5
+"""Of an interval: a counter that stood still and caught up would look like a storm over less."""
 STALE_INTERVALS: Final = 3
 STALE_MIN_S: Final = 15.0
 
@@ -167,13 +169,17 @@ class Demand:
         values = self._values(source, pods)
         if not source.counter:
             return max(0.0, math.fsum(value for _, value in values.values()))
-        before, history.counters = history.counters, values
-        rates = [
-            rate_between(before[uid][1], value, at_s - before[uid][0])
-            for uid, (at_s, value) in values.items()
-            if uid in before
-        ]
-        known = [rate for rate in rates if rate is not None]
+        known: list[float] = []
+        for uid, (at_s, value) in values.items():
+            before = history.counters.get(uid)
+            if before is None:
+                continue
+            if at_s - before[0] < scale.interval_s * SPAN_MIN:
+                values[uid] = before
+                continue
+            rate = rate_between(before[1], value, at_s - before[0])
+            known += [] if rate is None else [rate]
+        history.counters = values
         return math.fsum(known) if known or not values else None
 
     def _values(self, source: FromPods, pods: list[PodFacts]) -> dict[str, tuple[float, float]]:

@@ -108,7 +108,8 @@ class MetricsApi:
         namespace, metric = request.path_params["namespace"], request.path_params["metric"]
 
         async def answer(who: Caller) -> dict[str, Any]:
-            await self._check(who, Deed("get", GROUP, VERSION, metric, namespace))
+            # The API server calls it so too, for there is no name of a single object in the path.
+            await self._check(who, Deed("list", GROUP, VERSION, metric, namespace))
             found = self.one(namespace, metric, request.query_params.get("labelSelector", ""))
             return _value_list(found)
 
@@ -159,9 +160,9 @@ class MetricsApi:
         if allowed is None:
             allowed = await asyncio.to_thread(self._allowing.ask, who, deed)
         if not allowed:
-            what = f"get path {deed.path}" if deed.path else f"get {deed.resource}.{deed.group}"
+            what = f"path {deed.path}" if deed.path else f"{deed.resource}.{deed.group}"
             where = f" in namespace {deed.namespace}" if deed.namespace else ""
-            raise Denied(f"user {who.user[:100]} may not {what}{where}")
+            raise Denied(f"user {who.user[:100]} may not {deed.verb} {what}{where}")
 
     async def _answered(self, request: Request, answer: Callable[[Caller], Any]) -> Response:
         start_s = perf_counter()

@@ -52,6 +52,7 @@ class Outlooks:
             samples=samples,
             seen=self._starts.seen(scale.key),
             model_bytes=server.model_bytes,
+            pending=sum(not pod.node and not pod.leaving for pod in server.pods),
         )
         with self._lock:
             if len(self._kept) > 2 * len(view.scales):

@@ -14,7 +14,7 @@ from modelcache.forecast.outlook import Lead, Outlook
 from modelcache.forecast.recommend import lead_time_load
 
 RECOMMENDED: Final = "modelcache_recommended_replicas"
-PREDICTED: Final = "modelcache_predicted_seconds"
+PREDICTED: Final = "modelcache_predicted_start_seconds"
 NAMES: Final[Mapping[str, str]] = {
     RECOMMENDED: "Replicas to have, by demand, lead time and the costs of late and idle.",
     "modelcache_hot_spares": "Replicas to start now, beside those that will be ready in time.",
@@ -24,7 +24,7 @@ NAMES: Final[Mapping[str, str]] = {
     "modelcache_warm_slots": "Replicas that would start on nodes which have the model.",
     "modelcache_warm_slots_shared": "The same, when all models' replicas take places in turn.",
     "modelcache_warm_slots_wanted": "Places to keep warm with no replica.",
-    "modelcache_bytes_missing": "What the nodes that fetch the model still lack, together.",
+    "modelcache_fetching_bytes": "What the nodes that fetch the model still lack, together.",
     "modelcache_demand": "Requests a second, or what else a replica's capacity is stated in.",
     "modelcache_lead_time_load": "Load when a replica begun now would be ready; 1 is full.",
     PREDICTED: "Seconds from a pod's binding to its being ready.",
@@ -56,7 +56,7 @@ def series_of(scale: Scale, found: Outlook, shared_slots: int) -> Iterator[Serie
         "modelcache_warm_slots": found.warm_slots,
         "modelcache_warm_slots_shared": shared_slots,
         "modelcache_warm_slots_wanted": found.slots_wanted,
-        "modelcache_bytes_missing": found.missing_bytes,
+        "modelcache_fetching_bytes": found.missing_bytes,
         "modelcache_demand": found.rate,
         "modelcache_lead_time_load": _load(scale, found),
         "modelcache_scale_up_seconds": found.scale_up.seconds,
