@@ -37,6 +37,7 @@ from modelcache.planner import (
     Remedy,
     SourceId,
     TimerDue,
+    Waiter,
     Wake,
     peer_source,
 )
@@ -470,3 +471,30 @@ def test_before_others_may_have_begun_one_chunk_is_asked_for() -> None:
     (wake,) = [action for action in first if isinstance(action, Wake)]
     assert wake.at_s == 10.5
     assert len(planner.handle(TimerDue(), 10.5)) >= 3
+
+
+# Readers of this node
+
+
+def test_what_a_reader_waits_for_is_asked_of_whom_it_is_expected_from():
+    desk = Desk()
+    desk.start(desk.fetching(ANN), desk.fetching(BOB))
+    pending = desk.planner._blobs[BLOB].pending
+    lots = {chunk: pending.lot_of(chunk) for chunk in range(30, 34)}
+    asked = [desk.tell(ChunkWanted(BLOB, chunk, Waiter.READER)) for chunk in lots]
+    sources = [each.source for found in asked for each in found if isinstance(each, Fetch)]
+    assert sources == [lot or ORIGIN for lot in lots.values()]
+    assert len(set(sources)) > 1
+
+
+def test_a_reader_waits_for_no_peer_that_is_left_alone():
+    desk = Desk()
+    desk.start(desk.fetching(ANN))
+    state = desk.planner._blobs[BLOB]
+    theirs = [chunk for chunk in range(40) if state.pending.waits(chunk)]
+    theirs = [chunk for chunk in theirs if state.pending.lot_of(chunk) == peer_source(ANN)]
+    for fetch in [each for each in desk.open.values() if each.source == peer_source(ANN)]:
+        desk.fail(fetch, Remedy.NOT_YET)
+    asked = desk.tell(ChunkWanted(BLOB, theirs[-1], Waiter.READER))
+    sources = [each.source for each in asked if isinstance(each, Fetch)]
+    assert sources == [ORIGIN]

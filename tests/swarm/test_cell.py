@@ -383,3 +383,38 @@ def test_what_is_more_urgent_gets_the_bandwidth_and_the_rest_goes_on_after(tmp_p
             assert len(source.chunks_read(".safetensors")) == held, "nothing new was asked for"
         a.control.set_paused(paused=False)
         assert tree(a.end().path) == tree(source.folder / "model")
+
+
+def test_nodes_that_read_what_arrives_read_the_origin_no_more_often(tmp_path: Path) -> None:
+    """Each reads in another order; whatever somebody waits for, its bytes come once."""
+    with origin(tmp_path / "o", FILES) as source, cell(tmp_path, "a", "b", "c") as nodes:
+        expected = (source.folder / "model" / "a.safetensors").read_bytes()
+        wrong: list[str] = []
+
+        def read(node: CellNode, order: list[int]) -> None:
+            store = node.engine.store
+            until(lambda: bool(store.model_ids()), f"{node.name} knows nothing")
+            manifest = store.manifest(store.model_ids()[0])
+            (file,) = [each for each in manifest.files if each.path == "a.safetensors"]
+            buffer = bytearray(1000)
+            for chunk in order:
+                start = chunk * CHUNK_BYTES
+                view = memoryview(buffer)
+                node.engine.arriving.wait(file, start, view, timeout_s=WAIT_S)
+                if buffer != expected[start : start + 1000]:
+                    wrong.append(f"chunk {chunk} on {node.name}")
+
+        orders = (list(range(12)), list(reversed(range(12))), [5, 11, 0, 7, 3, 9])
+        readers = [
+            threading.Thread(target=read, args=(node, order))
+            for node, order in zip(nodes, orders, strict=True)
+        ]
+        for reader in readers:
+            reader.start()
+        pull_together(nodes, source.index)
+        for reader in readers:
+            reader.join(WAIT_S)
+            assert not reader.is_alive()
+        assert wrong == []
+        read_bytes = sum(node.came_from()["origin"] for node in nodes)
+        assert read_bytes <= 1.5 * source.size_bytes
