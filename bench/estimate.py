@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
 from statistics import median
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Final
 
 from bench.estimate_sim import simulated
@@ -150,6 +150,9 @@ def _start(agent: Agent, ref: Ref, *, killed: bool) -> None:
         agent.socket.unlink(missing_ok=True)
         agent.start()
     with AgentClient(str(agent.socket)) as client:
+        until_s = monotonic() + WAIT_S
+        while not client.node().ready and monotonic() < until_s:
+            sleep(0.05)  # it answers before it has looked at what was wanted
         status = client.wait(ref, WAIT_S)
     if status.phase is not ModelPhase.WARM:
         raise RuntimeError(f"a start came to no end: {status}")

@@ -60,8 +60,8 @@ class Neighbourhood(Protocol):
         """One row for each other node: `node`, `address` and what else is known."""
         ...
 
-    def who_has(self, model_id: ModelId) -> Mapping[NodeId, bool]:
-        """Nodes that have all of a model (True) or fetch it (False); may ask for a second."""
+    def who_has(self, model_id: ModelId, *, ask: bool = True) -> Mapping[NodeId, bool]:
+        """Nodes that have all of a model (True) or fetch it (False). ask: for at most a second."""
         ...
 
     def names(self) -> list[NodeId]:
@@ -107,7 +107,7 @@ class Daemon:
             self.neighbours.on_quarantine = self._quarantined
             self.neighbours.start()
             self._listening = True
-            self.node.foresight.around = self.neighbours
+            self.node.foresight.join(self.neighbours)
         self.volumes.start()
         self.node.start()
         self.volumes.release_stale()

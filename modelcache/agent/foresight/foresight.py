@@ -10,44 +10,31 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
 
 from modelcache.agent.board import Board
 from modelcache.agent.clock import wall_clock_s
 from modelcache.agent.desired import DesiredModel
 from modelcache.agent.engine import Engine
 from modelcache.agent.events import EventKind
-from modelcache.agent.foresight.knowledge import Knowledge, Prediction
+from modelcache.agent.foresight.knowledge import Knowledge
+from modelcache.agent.foresight.records import Prediction
+from modelcache.agent.foresight.survey import Around, Survey
 from modelcache.agent.measuring import origin_of
 from modelcache.config import ForecastSettings
 from modelcache.domain.manifests import ModelId
-from modelcache.domain.members import NodeId, Priority
+from modelcache.domain.members import Priority
 from modelcache.domain.refs import Ref
-from modelcache.domain.wanted import ModelPhase, wanted_id
-from modelcache.errors import CorruptData, NotInStore, StoreError
-from modelcache.forecast.estimate import Needs, Queued, Speeds, Tier, ahead_of
+from modelcache.domain.wanted import wanted_id
+from modelcache.errors import StoreError
+from modelcache.forecast.estimate import Needs, Speeds, Tier
 from modelcache.transfer.report import Report
 
 TASKS_MAX: Final = 4096  # four for each model that can be wanted; what comes on top is not scored
 ID_DIGITS: Final = 12
 NEW_NODE: Final = "new"
-
-
-class Around(Protocol):
-    """The other nodes of the cell, as far as starts depend on them."""
-
-    def who_has(self, model_id: ModelId) -> Mapping[NodeId, bool]:
-        """Nodes that have all of a model (True) or fetch it (False), as far as they have told.
-
-        May ask them, for at most a second.
-        """
-        ...
-
-    def names(self) -> list[NodeId]:
-        """Every node that answers."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +66,16 @@ class Foresight:
             peer_bytes_s=settings.peer_bytes_s or None,
             load_bytes_s=settings.load_bytes_s or None,
         )
-        self.around: Around | None = None
         self.knowledge = Knowledge(engine.store.layout.forecast, board.measuring, declared)
         self._board = board
         self._engine = engine
-        self._pulls_max = pulls_max
+        self._survey = Survey(board, engine, self.knowledge, pulls_max=pulls_max)
         self._tasks: queue.Queue[Callable[[], None] | None] = queue.Queue(TASKS_MAX)
         self._thread: threading.Thread | None = None
+
+    def join(self, around: Around) -> None:
+        """There are other nodes, which can be asked."""
+        self._survey.around = around
 
     def start(self) -> None:
         """Take up what was known before the restart, and begin; after what is wanted is known."""
@@ -159,23 +149,32 @@ class Foresight:
         priority: of who asks; the model's own without, or that of a pod that waits. stream: it is
         read while it comes. Raises NotInStore for a model that was never seen here.
         """
-        model_id, needs = self._seen(ref)
+        model_id, needs = self._survey.seen(ref)
         name = wanted_id(ref)
         if priority is None:
             with self._board.changed:
                 wanted = self._board.wanted.get(name)
                 priority = wanted.desired.priority if wanted is not None else Priority.MOUNTED
-        needs = self._queued(needs, name, priority)
+        needs = self._survey.queued(needs, name, priority)
         return self._outlook(self._name, ref, model_id, needs, stream=stream)
 
     def wanted(self, name: str) -> Prediction | None:
-        """As `here`, for a model that is wanted, by its id; None where nobody can say."""
+        """As `here`, for a model that is wanted, by its id; None where nobody can say.
+
+        For who asks about all of them every few seconds: no other node is asked for it, and the
+        store is looked at only for a model that waits for its turn.
+        """
         with self._board.changed:
             wanted = self._board.wanted.get(name)
-        try:
-            return self.here(wanted.desired.ref).prediction if wanted is not None else None
-        except NotInStore:
+        if wanted is None:
             return None
+        ref, priority = wanted.desired.ref, wanted.desired.priority
+        known = self._survey.at_hand(wanted) or self._survey.known(ref, ask=False)
+        if known is None:
+            return None
+        model_id, needs = known
+        queued = self._survey.queued(needs, name, priority)
+        return self._outlook(self._name, ref, model_id, queued).prediction
 
     def elsewhere(self, ref: Ref, *, stream: bool = False) -> list[Outlook]:
         """The same on every other node of the cell that answers, and last on a new one (NEW_NODE).
@@ -183,12 +182,13 @@ class Foresight:
         As far as this node knows: the speeds are its own, and what others queue is their matter.
         Raises NotInStore.
         """
-        model_id, needs = self._seen(ref)
-        has = self._who_has(model_id)
+        model_id, needs = self._survey.seen(ref)
+        has = self._survey.who_has(model_id)
         holders = sum(has.values()) + (needs.missing_bytes <= 0)
         size = needs.size_bytes
         found = []
-        for node in self.around.names() if self.around is not None else ():
+        around = self._survey.around
+        for node in around.names() if around is not None else ():
             whole = has.get(node, False)
             there = Needs(
                 size,
@@ -220,15 +220,6 @@ class Foresight:
         )
         return Outlook(node, model_id, needs, prediction)
 
-    def _seen(self, ref: Ref) -> tuple[ModelId, Needs]:
-        known = self._known(ref)
-        if known is None:
-            raise NotInStore(
-                f"{ref.redacted()} was never resolved on this node; ask for it with prefetch, or "
-                "ask a node that has had it"
-            )
-        return known
-
     def _begin(self, ref: Ref, began_s: float, *, resolved: bool = False) -> None:
         """Freeze what is predicted now, if it can be; else the next moment may know more."""
         name = wanted_id(ref)
@@ -237,84 +228,15 @@ class Foresight:
             if wanted is None or not wanted.desired.wants or self.knowledge.is_open(name):
                 return
             priority = wanted.desired.priority
-        known = self._known(ref, resolved=resolved)
+        known = self._survey.known(ref, resolved=resolved)
         if known is None:
             return
         model_id, needs = known
-        needs = self._queued(needs, name, priority)
+        needs = self._survey.queued(needs, name, priority)
         prediction = self._outlook(self._name, ref, model_id, needs).prediction
         if prediction is not None:
             self.knowledge.freeze(name, model_id[:ID_DIGITS], prediction, began_s)
             self._guarded(self.knowledge.save)
-
-    def _known(self, ref: Ref, *, resolved: bool = False) -> tuple[ModelId, Needs] | None:
-        """What a ref means, and what of it is not here. None where nobody knows."""
-        name = wanted_id(ref)
-        sized = self.knowledge.size(name)
-        recalled = self._engine.store.recall_ref(ref)
-        model_id = ModelId(sized[0]) if sized is not None else recalled and recalled[0]
-        if not model_id:
-            return None
-        stored = self._stored(model_id)
-        if stored is not None:
-            size, missing = stored
-        elif sized is not None:
-            size = missing = sized[1]
-        else:
-            return None
-        missing = self._under_way(name, missing)
-        has = self._who_has(model_id)
-        holders = sum(has.values())
-        needs = Needs(
-            size, missing, holders=holders, fetchers=len(has) - holders, resolved=resolved
-        )
-        return model_id, needs
-
-    def _stored(self, model_id: ModelId) -> tuple[int, int] | None:
-        """Bytes of a model, and those that are not in the store; None if it is not known there."""
-        store = self._engine.store
-        try:
-            blobs = store.manifest(model_id).blobs()
-        except (NotInStore, CorruptData, StoreError):
-            return None
-        size = sum(file.size_bytes for file in blobs.values())
-        if store.snapshot_path(model_id) is not None:
-            return size, 0
-        missing = sum(
-            file.size_bytes - store.partial_bytes(blob)
-            for blob, file in blobs.items()
-            if not store.has_blob(blob, file.size_bytes)
-        )
-        return size, max(1, missing)  # something is to be done before it can be shown
-
-    def _under_way(self, name: str, missing: int) -> int:
-        """Chunks that are just arriving count, too."""
-        with self._board.changed:
-            wanted = self._board.wanted.get(name)
-            progress = wanted.progress if wanted is not None else None
-            if progress is None or not progress.total_bytes:
-                return missing
-            return min(missing, max(0, progress.total_bytes - progress.done_bytes))
-
-    def _queued(self, needs: Needs, name: str, priority: int) -> Needs:
-        """With what is fetched here before it."""
-        others = []
-        with self._board.changed:
-            for other, wanted in self._board.wanted.items():
-                if other == name or wanted.phase in {ModelPhase.WARM, ModelPhase.FAILED}:
-                    continue
-                progress = wanted.progress
-                if progress is not None and progress.total_bytes:
-                    left = progress.total_bytes - progress.done_bytes
-                else:
-                    sized = self.knowledge.size(other)
-                    left = sized[1] if sized is not None else 0
-                others.append(Queued(left, wanted.desired.priority))
-        ahead = ahead_of(needs.missing_bytes, priority, others, at_once=self._pulls_max)
-        return replace(needs, ahead_bytes=ahead)
-
-    def _who_has(self, model_id: ModelId) -> Mapping[NodeId, bool]:
-        return self.around.who_has(model_id) if self.around is not None else {}
 
     def _later(self, task: Callable[[], None]) -> None:
         try:

@@ -9,11 +9,18 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from modelcache.agent.foresight.records import (
+    Histogram,
+    Open,
+    Prediction,
+    Standing,
+    open_of_json,
+    open_to_json,
+)
 from modelcache.agent.measuring import ALL_ORIGINS, DISK, MEMORY, MIXED, PEERS, Measuring
 from modelcache.domain.manifests import canonical_json
 from modelcache.forecast.calibration import (
@@ -21,14 +28,11 @@ from modelcache.forecast.calibration import (
     Promise,
     Score,
     Start,
-    promise_of_json,
-    promise_to_json,
     seconds_of,
 )
 from modelcache.forecast.estimate import (
     TYPICAL_MAX,
     Needs,
-    Parts,
     Regime,
     Speeds,
     Tier,
@@ -45,68 +49,6 @@ SERIES_MAX: Final = 100  # models with a histogram of their own; others are `oth
 OTHER: Final = "other"
 BUCKETS_S: Final = (1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1800.0)
 RATIOS: Final = (0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """When a model would be ready. Quantiles are of `parts.ready_s`, and with loading of that.
-
-    measured: whether it rests on what was measured, or on what the settings declare. confident:
-    whether such predictions have come true as often as they say.
-    """
-
-    needs: Needs
-    parts: Parts
-    p50_s: float
-    p90_s: float
-    loaded_p50_s: float | None
-    loaded_p90_s: float | None
-    measured: bool
-    confident: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Open:
-    """A start that is not over. began_at_s: seconds since the epoch."""
-
-    promise: Promise
-    needs: Needs
-    began_at_s: float
-
-
-@dataclass(slots=True)
-class Histogram:
-    """Counts up to each bound, and above them all."""
-
-    bounds: tuple[float, ...]
-    counts: Counter[int] = field(default_factory=Counter)
-    total: float = 0.0
-
-    def add(self, value: float) -> None:
-        """One more."""
-        place = next((n for n, most in enumerate(self.bounds) if value <= most), len(self.bounds))
-        self.counts[place] += 1
-        self.total += value
-
-    def cumulative(self) -> list[float]:
-        """Counts up to each bound; the last is of all."""
-        found, so_far = [], 0
-        for place in range(len(self.bounds) + 1):
-            so_far += self.counts[place]
-            found.append(float(so_far))
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """The score at one moment, for metrics and people."""
-
-    starts: int
-    finished: int
-    abandoned: int
-    coverage: Mapping[float, float | None]
-    error: float | None
-    confident: bool
 
 
 class Knowledge:
@@ -310,7 +252,7 @@ class Knowledge:
                 "finishing": {regime.value: list(x) for regime, x in self._finishing.items()},
                 "mounting": list(self._mounting),
                 "sizes": {name: list(each) for name, each in self._sizes.items()},
-                "open": {name: _open_to_json(each) for name, each in self._open.items()},
+                "open": {name: open_to_json(each) for name, each in self._open.items()},
             }
         with files.translated(self._path):
             files.atomic_write(self._path, canonical_json(plain))
@@ -331,7 +273,7 @@ class Knowledge:
             for name, (model, size) in list(plain["sizes"].items())[-SIZES_MAX:]
         }
         opened = {
-            str(name): _open_of_json(each) for name, each in list(plain["open"].items())[:OPEN_MAX]
+            str(name): open_of_json(each) for name, each in list(plain["open"].items())[:OPEN_MAX]
         }
         self._measuring.take(plain["rates"])
         with self._lock:
@@ -340,21 +282,3 @@ class Knowledge:
             self._mounting.extend(durations[1])
             for regime, seconds in finishing.items():
                 self._finishing[regime].extend(seconds)
-
-
-def _open_to_json(opened: Open) -> dict[str, Any]:
-    needs = opened.needs
-    return {
-        "promise": promise_to_json(opened.promise),
-        "needs": [needs.size_bytes, needs.missing_bytes, needs.holders, needs.fetchers],
-        "began_at_s": opened.began_at_s,
-    }
-
-
-def _open_of_json(plain: Any) -> Open:  # noqa: ANN401 - JSON
-    size, missing, holders, fetchers = (max(0, int(each)) for each in plain["needs"])
-    return Open(
-        promise_of_json(plain["promise"]),
-        Needs(size, missing, holders=holders, fetchers=fetchers),
-        seconds_of(plain["began_at_s"]),
-    )

@@ -295,12 +295,12 @@ class Swarm:
 
     # For who predicts starts
 
-    def who_has(self, model_id: ModelId) -> dict[NodeId, bool]:
+    def who_has(self, model_id: ModelId, *, ask: bool = True) -> dict[NodeId, bool]:
         """Nodes that have all of a model (True) or fetch it (False).
 
-        Asks those of the cell, for at most a second, unless that was done a moment ago.
+        ask: ask those of the cell, for at most a second, unless that was done a moment ago.
         """
-        if self._sightings.to_ask(model_id, monotonic()):
+        if ask and self._sightings.to_ask(model_id, monotonic()):
             asked = (model_id, *self._active.models())
             said = self._said(blobs=self._active.holdings(), asked_models=asked)
             self._announcer.tell_all(said)
