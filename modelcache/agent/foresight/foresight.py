@@ -149,12 +149,13 @@ class Foresight:
         priority: of who asks; the model's own without, or that of a pod that waits. stream: it is
         read while it comes. Raises NotInStore for a model that was never seen here.
         """
-        model_id, needs = self._survey.seen(ref)
         name = wanted_id(ref)
+        with self._board.changed:
+            wanted = self._board.wanted.get(name)
+        known = self._survey.at_hand(wanted) if wanted is not None else None
+        model_id, needs = known or self._survey.seen(ref)
         if priority is None:
-            with self._board.changed:
-                wanted = self._board.wanted.get(name)
-                priority = wanted.desired.priority if wanted is not None else Priority.MOUNTED
+            priority = wanted.desired.priority if wanted is not None else Priority.MOUNTED
         needs = self._survey.queued(needs, name, priority)
         return self._outlook(self._name, ref, model_id, needs, stream=stream)
 
