@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class Streams:
         self._lock = threading.Lock()
         self._streams: dict[str, tuple[str, Streaming]] = {}  # by volume; with its wanted id
         self._told_s: dict[tuple[str, str], float] = {}
+        self._troubles: Counter[str] = Counter()
         owner = sha256(str(engine.store.layout.root.absolute()).encode()).hexdigest()
         self._keeper: Keeper | None = None
         if self._settings.hold_s > 0:
@@ -109,6 +111,11 @@ class Streams:
             stop, self._stop_watching = self._stop_watching, None
         if stop is not None:
             stop()
+
+    def counts(self) -> tuple[int, dict[str, int]]:
+        """How many mounts there are, and what readers met so far, by its name."""
+        with self._lock:
+            return len(self._streams), dict(self._troubles)
 
     # Parts
 
@@ -167,6 +174,7 @@ class Streams:
     def _trouble(self, volume: Volume, what: str, **details: Any) -> None:  # noqa: ANN401 - JSON
         now_s, key = monotonic(), (volume.volume_id, what)
         with self._lock:
+            self._troubles[what] += 1
             if now_s - self._told_s.get(key, float("-inf")) < TROUBLE_EVERY_S:
                 return
             self._told_s[key] = now_s

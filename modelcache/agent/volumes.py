@@ -104,6 +104,10 @@ class Volumes:
 
         self._node.release_where(stale)
 
+    def streams(self) -> tuple[int, dict[str, int]]:
+        """How many volumes are streamed, and what their readers met so far, by its name."""
+        return self._streams.counts()
+
     def close(self) -> None:
         """Stop looking after what is published; it stays. Idempotent."""
         self._streams.close()

@@ -37,6 +37,8 @@ NETWORK_TEST_BYTES: Final = 1024 * MIB
 OPEN_FILES_MIN: Final = 4096
 CLOCK_SKEW_MAX_S: Final = 300.0  # S3 refuses signatures beyond 15 minutes
 SLOW_DISK_BYTES_S: Final = 500e6
+FUSE: Final = Path("/dev/fuse")
+PASSTHROUGH_KERNEL: Final = (6, 9)
 
 
 class Verdict(StrEnum):
@@ -78,12 +80,29 @@ def examine(settings: Settings, ref: Ref | None) -> Iterator[Finding]:
     folder = _nearest(settings.store.path)
     yield from _filesystem(folder, settings)
     yield from _features(folder)
+    yield _streaming()
     yield _page_cache()
     yield _network()
     if ref is not None:
         yield from _origin(settings, ref)
     elif settings.s3.endpoint or os.environ.get("AWS_ACCESS_KEY_ID") or _has_aws_files():
         yield _credentials(settings)
+
+
+def _streaming() -> Finding:
+    """Whether models can be mounted before they are here, and at what cost."""
+    name = "streaming"
+    if not FUSE.exists():
+        return Finding(name, Verdict.WARN, f"no {FUSE}", "modprobe fuse, for `mount --stream`")
+    if os.geteuid() != 0:
+        return Finding(name, Verdict.WARN, "FUSE is there", "only root can `mount --stream`")
+    words = platform.release().split(".")
+    if (int(words[0]), int("".join(filter(str.isdigit, words[1])))) < PASSTHROUGH_KERNEL:
+        said = (
+            "FUSE without passthrough: complete files are read through us, and mounts end with an "
+        )
+        return Finding(name, Verdict.OK, f"{said}agent that is killed")
+    return Finding(name, Verdict.OK, "FUSE with passthrough, and mounts outlive their agent")
 
 
 def report_text(findings: list[Finding]) -> str:

@@ -90,6 +90,17 @@ def test_a_disk_that_fails_in_a_writing_thread_is_a_failure(tmp_path: Path, monk
     assert "Input/output error" in found.detail
 
 
+def test_what_a_streaming_mount_would_meet_is_told(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(doctor.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(doctor, "FUSE", tmp_path)
+    monkeypatch.setattr(doctor.platform, "release", lambda: "6.18.1-cloud")
+    assert "outlive their agent" in findings(tmp_path)["streaming"].detail
+    monkeypatch.setattr(doctor.platform, "release", lambda: "5.15rc1")
+    assert "without passthrough" in findings(tmp_path)["streaming"].detail
+    monkeypatch.setattr(doctor, "FUSE", tmp_path / "missing")
+    assert findings(tmp_path)["streaming"].verdict is Verdict.WARN
+
+
 def test_a_few_open_files_are_too_few(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(doctor.resource, "getrlimit", lambda _: (1024, 4096))
     found = findings(tmp_path)["limits"]

@@ -31,6 +31,8 @@ ID_DIGITS: Final = 12
 PEER_COUNTERS_MAX: Final = 64
 _PRESENT: Final = frozenset({"connections"})  # of the peers' numbers, what goes down again
 
+_TROUBLES: Final = ("timed_out", "failed", "doubted")  # told even where there were none
+
 
 def registry_for(daemon: Daemon) -> CollectorRegistry:
     """A registry of its own: what else runs in this process does not get into it."""
@@ -59,6 +61,7 @@ class _Daemon(Collector):
         yield from self._store()
         yield from self._models(daemon.node.statuses())
         yield from self._sums()
+        yield from self._streams()
         yield from self._peers()
 
     def _store(self) -> Iterator[Metric]:
@@ -141,6 +144,18 @@ class _Daemon(Collector):
             buckets=list(zip(bounds, sums.seconds, strict=True)),
             sum_value=sums.seconds_sum,
         )
+
+    def _streams(self) -> Iterator[Metric]:
+        mounts, troubles = self._daemon.volumes.streams()
+        yield GaugeMetricFamily(
+            "modelcache_streaming_volumes", "Shown before all was here.", value=mounts
+        )
+        met = CounterMetricFamily(
+            "modelcache_streaming_troubles", "What readers met, by its name.", labels=["what"]
+        )
+        for what, count in {**dict.fromkeys(_TROUBLES, 0), **troubles}.items():
+            met.add_metric([what], count)
+        yield met
 
     def _peers(self) -> Iterator[Metric]:
         known = self._daemon.neighbours
