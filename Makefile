@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEV := $(VENV)/.dev
 BENCH := $(VENV)/.bench
+PROTOCOLS := csi/protocol/csi.proto modelcache/faces/scaler/protocol/externalscaler.proto
 LOAD := $(VENV)/.load
 
 .PHONY: demo test bench bench-load lint lock clean
@@ -32,7 +33,7 @@ $(VENV)/bin/python:
 	  { echo 'modelcache needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11'; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(DEV): requirements/dev.lock pyproject.toml csi/protocol/csi.proto csi/protocol/compile.py | $(VENV)/bin/python
+$(DEV): requirements/dev.lock pyproject.toml $(PROTOCOLS) csi/protocol/compile.py | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/dev.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

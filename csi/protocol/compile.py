@@ -9,7 +9,10 @@ from typing import Any, Final
 from grpc_tools import protoc
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-PROTOCOLS: Final = ("csi/protocol/csi.proto",)
+PROTOCOLS: Final = (
+    "csi/protocol/csi.proto",
+    "modelcache/faces/scaler/protocol/externalscaler.proto",
+)
 
 
 def compile_protocols(root: Path) -> None:

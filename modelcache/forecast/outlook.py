@@ -84,6 +84,7 @@ class Outlook:
     slope: float
     ready: int
     starting: int
+    pending: int
     warm_nodes: int
     warm_slots: int
     missing_bytes: int
@@ -138,6 +139,7 @@ def outlook(
         slope=slope(samples, SLOPE_S),
         ready=ready,
         starting=len(starting),
+        pending=pending,
         warm_nodes=warm_nodes(places, model),
         warm_slots=slots,
         missing_bytes=_missing(places, model),

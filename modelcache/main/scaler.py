@@ -38,6 +38,7 @@ class _Flags:
     service: str
     secret: str
     plain: tuple[str, int]
+    keda: tuple[str, int] | None
     kubeconfig: str
     namespace: str
     identity: str
@@ -75,6 +76,10 @@ def scaler(  # noqa: PLR0917 - one parameter for each option
     plain_listen: Annotated[
         str, typer.Option("--plain-listen", metavar="HOST:PORT", help="Probes and metrics.")
     ] = PLAIN,
+    keda_listen: Annotated[
+        str,
+        typer.Option("--keda-listen", metavar="HOST:PORT", help="KEDA's external scaler, gRPC."),
+    ] = "",
     prometheus: Annotated[
         str,
         typer.Option("--prometheus", metavar="URL", help="Where ModelScales' queries are asked."),
@@ -121,6 +126,7 @@ def scaler(  # noqa: PLR0917 - one parameter for each option
             service=_named(service),
             secret=_named(secret or f"{service}{SECRET_SUFFIX}"),
             plain=parse_listen(plain_listen),
+            keda=parse_listen(keda_listen) if keda_listen else None,
             kubeconfig=kubeconfig,
             namespace=namespace or os.environ.get(NAMESPACE_VARIABLE, ""),
             identity=identity or f"{os.uname().nodename}-{os.getpid()}",
@@ -208,7 +214,7 @@ def _run(flags: _Flags, log: Any) -> None:  # noqa: ANN401 - structlog's loggers
 
         writer = Writer(leading, Writing(client, parts.cluster, parts.outlooks, log=log))
         face = _metrics_face(flags, client, parts, listener, log) if listener else None
-        asyncio.run(_serve(parts, writer, plain, face, log=log, linger_s=flags.linger_s))
+        asyncio.run(_serve(parts, writer, plain, face, flags, log=log))
 
 
 def _metrics_face(
@@ -247,9 +253,9 @@ async def _serve(
     writer: Writer,
     plain: socket.socket,
     face: MetricsFace | None,
+    flags: _Flags,
     *,
     log: Any,  # noqa: ANN401
-    linger_s: float,
 ) -> None:
     import asyncio  # noqa: PLC0415 - see above
 
@@ -258,4 +264,13 @@ async def _serve(
 
     ending = asyncio.Event()
     on_signals(ending.set)
-    await run(parts, writer, plain, face, log, ending=ending, linger_s=linger_s)
+    await run(
+        parts,
+        writer,
+        plain,
+        face,
+        log,
+        keda=flags.keda,
+        ending=ending,
+        linger_s=flags.linger_s,
+    )

@@ -147,6 +147,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "scaler.externalMetrics.apiService": False,
         "scaler.certificates": "existing",
         "scaler.existingSecret": "tls",
+        "scaler.keda.enabled": True,
+        "networkPolicy.enabled": True,
     },
     "a scaler without external metrics": {
         "scaler.enabled": True,

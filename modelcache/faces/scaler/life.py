@@ -21,6 +21,7 @@ from modelcache.faces.controller.leading import Leading
 from modelcache.faces.scaler.cluster import Cluster
 from modelcache.faces.scaler.demand import Demand
 from modelcache.faces.scaler.front_proxies import FrontProxies, ShowingPeer, asking_context
+from modelcache.faces.scaler.keda import serving_keda
 from modelcache.faces.scaler.metrics import ScalerMetrics
 from modelcache.faces.scaler.metrics_api import MetricsApi
 from modelcache.faces.scaler.outlooks import NOT_SYNCED, Outlooks
@@ -115,10 +116,14 @@ async def run(
     face: MetricsFace | None,
     log: Log,
     *,
+    keda: tuple[str, int] | None = None,
     ending: asyncio.Event,
     linger_s: float,
 ) -> None:
-    """Answer until `ending` is set, and `linger_s` longer: Services forget an endpoint late."""
+    """Answer until `ending` is set, and `linger_s` longer: Services forget an endpoint late.
+
+    keda: where KEDA asks, if it does.
+    """
     app = create_plain_app(scaler.metrics, scaler.not_ready)
     try:
         async with AsyncExitStack() as stack:
@@ -129,6 +134,8 @@ async def run(
             if face is not None:
                 serving = serving_metrics(face, scaler.metrics, log)
                 waiting.append(await stack.enter_async_context(serving))
+            if keda is not None:
+                await stack.enter_async_context(serving_keda(scaler.outlooks, scaler.metrics, keda))
             log.info("scaler_ready", port=plain.getsockname()[1])
             ended, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for each in ended:

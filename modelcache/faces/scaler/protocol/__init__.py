@@ -1,0 +1,1 @@
+"""KEDA's external scaler: its messages, compiled from `externalscaler.proto` by the build."""
