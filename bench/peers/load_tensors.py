@@ -30,6 +30,16 @@ def files_of(where: str) -> list[str]:
     return sorted(map(str, Path(where).glob("*.safetensors")))
 
 
+def sources() -> None:
+    """What our loaders would import when they see the ref; the others' imports are done too."""
+    import awscrt.checksums
+
+    import modelcache.sources.http
+    import modelcache.sources.s3
+
+    del awscrt
+
+
 def ours(where: str) -> Callable[[], Tensors]:
     """What `modelcache.load` does, tensor by tensor."""
     from modelcache.loader import iter_tensors
@@ -42,6 +52,7 @@ def ours_origin(where: str) -> Callable[[], Tensors]:
     from modelcache.loader import iter_tensors, origin
 
     del origin
+    sources()
     return lambda: iter_tensors(where, framework="torch", window_bytes=KEEP_ALL, through="origin")
 
 
@@ -51,6 +62,7 @@ def ours_store(where: str) -> Callable[[], Tensors]:
     from modelcache.loader import arriving, iter_tensors
 
     del arriving, pulling
+    sources()
     store = sys.argv[3]
     return lambda: iter_tensors(where, framework="torch", window_bytes=KEEP_ALL, store=store)
 
@@ -61,6 +73,7 @@ def pull_only(where: str) -> Callable[[], Tensors]:
     from modelcache.agent import pulling
 
     del pulling
+    sources()
 
     def run() -> Tensors:
         modelcache.pull(where, store=sys.argv[3])
@@ -76,6 +89,7 @@ def pull_then_load(where: str) -> Callable[[], Tensors]:
     from modelcache.loader import iter_tensors
 
     del pulling
+    sources()
 
     def run() -> Tensors:
         path = modelcache.pull(where, store=sys.argv[3]).path
