@@ -15,6 +15,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,12 +33,8 @@ def files_of(where: str) -> list[str]:
 
 def sources() -> None:
     """What our loaders would import when they see the ref; the others' imports are done too."""
-    import awscrt.checksums
-
-    import modelcache.sources.http
-    import modelcache.sources.s3
-
-    del awscrt
+    for name in ("awscrt.checksums", "modelcache.sources.http", "modelcache.sources.s3"):
+        import_module(name)
 
 
 def ours(where: str) -> Callable[[], Tensors]:

@@ -114,8 +114,9 @@ class ArrivingModel:
         self._files = {file.path: file for file in manifest.files}
         self._read: list[ArrivingFile] = []
 
-    def names(self) -> Sequence[str]:
+    def names(self, *, deep: bool) -> Sequence[str]:
         """See Model."""
+        del deep
         return list(self._files)
 
     def small(self, name: str) -> bytes:

@@ -29,9 +29,15 @@ class WholeFile:
         with self._lock:
             self._pieces[start] = (start + len(view), crc)
 
-    def check(self) -> None:
-        """Raises DigestMismatch. Says nothing of a file that was not read from end to end."""
-        at, whole = 0, 0
+    def check(self, head: bytes) -> None:
+        """Raises DigestMismatch. Says nothing of a file that was not read from end to end.
+
+        head: the start of the file, as far as it was read before the pieces.
+        """
+        at = min(self._pieces, default=0)
+        if at > len(head):
+            return
+        whole = self._crc(memoryview(head)[:at], 0)
         while at < self._file.size_bytes:
             found = self._pieces.get(at)
             if found is None:

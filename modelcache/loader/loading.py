@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -30,6 +31,8 @@ from modelcache.loader.slicing import AxisRule, Choice, Part, chosen
 
 WINDOW_BYTES: Final = 128 << 20  # memory that is only passed through: two regions
 THREADS_MAX: Final = 64
+HEAD_BYTES: Final = 128 << 10  # read of each file first: all of most headers, in one request
+HEADERS_AT_ONCE: Final = 16
 
 
 class Order(StrEnum):
@@ -48,7 +51,7 @@ class TensorFile(Reader, Protocol):
         ...
 
     def head(self, start: int, size_bytes: int) -> bytes:
-        """A few bytes, such as a header."""
+        """A few bytes, such as a header; first from the start of the file, then what follows."""
         ...
 
     def close(self) -> None:
@@ -65,8 +68,8 @@ class Model(Protocol):
     page_bytes: int
     threads: int
 
-    def names(self) -> Sequence[str]:
-        """Its files, relative."""
+    def names(self, *, deep: bool) -> Sequence[str]:
+        """Its files, relative; without `deep` those at the top will do."""
         ...
 
     def small(self, name: str) -> bytes:
@@ -103,14 +106,16 @@ class Folder:
         if not path.exists():
             raise NotFound(f"{path} is not there")
 
-    def names(self) -> Sequence[str]:
+    def names(self, *, deep: bool) -> Sequence[str]:
         """See Model."""
         if self._only is not None:
             return self._only
         found = []
-        for folder, _, files in os.walk(self._root):
+        for folder, below, files in os.walk(self._root):
             at = Path(folder).relative_to(self._root)
             found += [str(at / name) for name in files if name.endswith((SUFFIX, ".json"))]
+            if not deep:
+                below.clear()
         return found
 
     def small(self, name: str) -> bytes:
@@ -174,9 +179,9 @@ def tensors_of(open_model: Callable[[], Model], wishes: Wishes) -> Iterator[tupl
     with ExitStack() as stack:
         model = open_model()
         stack.callback(model.close)
-        shards = find_shards(model.names(), model.small, wishes.files)
+        shards = find_shards(model.names(deep=bool(wishes.files)), model.small, wishes.files)
         files = [_opened(model, name, stack) for name in shards.files]
-        headers = [_header(*pair) for pair in zip(shards.files, files, strict=True)]
+        headers = _headers(list(zip(shards.files, files, strict=True)))
         plan = _plan(shards, headers, wishes, model.page_bytes)
         for part in plan.empty:
             yield part.name, framework.make(part, None, 0)
@@ -206,10 +211,20 @@ def _opened(model: Model, name: str, stack: ExitStack) -> TensorFile:
     return file
 
 
+def _headers(files: Sequence[tuple[str, TensorFile]]) -> list[Header]:
+    """All of them at once: each may be a request to somewhere far away."""
+    with ThreadPoolExecutor(max_workers=HEADERS_AT_ONCE) as pool:
+        return list(pool.map(lambda pair: _header(*pair), files))
+
+
 def _header(name: str, file: TensorFile) -> Header:
     size = file.size_bytes
-    length = header_bytes(file.head(0, min(PREFIX_BYTES, size)), size, name)
-    return parse_header(file.head(PREFIX_BYTES, length), size, name)
+    data = file.head(0, min(HEAD_BYTES, size))
+    length = header_bytes(data[:PREFIX_BYTES], size, name)
+    end = PREFIX_BYTES + length
+    if end > len(data):
+        data += file.head(len(data), end - len(data))
+    return parse_header(data[PREFIX_BYTES:end], size, name)
 
 
 def _plan(shards: Shards, headers: Sequence[Header], wishes: Wishes, page_bytes: int) -> Plan:

@@ -32,6 +32,8 @@ class LocalFile:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.size_bytes = os.fstat(self._fd).st_size
         self._direct_fd = _open_direct(path) if direct else None
+        if self._direct_fd is not None:  # what is read through the page cache is all that is wanted
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
 
     def close(self) -> None:
         """Close. Idempotent."""

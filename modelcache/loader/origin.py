@@ -69,8 +69,9 @@ class OriginModel:
         self._idle = IdleConnections(2 * CONNECTIONS)
         self._opened: list[OriginFile] = []
 
-    def names(self) -> Sequence[str]:
+    def names(self, *, deep: bool) -> Sequence[str]:
         """See Model."""
+        del deep
         return list(self._files)
 
     def small(self, name: str) -> bytes:
@@ -113,6 +114,7 @@ class OriginFile:
         self._job = BlobJob(file, grid, source, ORIGIN, small=True)
         self._locating = threading.Lock()
         self._mine = threading.local()
+        self._head = bytearray()
         self._whole: WholeFile | None = whole_file(file)
 
     def close(self) -> None:
@@ -121,7 +123,7 @@ class OriginFile:
     def check(self) -> None:
         """Raises DigestMismatch when all of the file was read and is not what its origin says."""
         if self._whole is not None:
-            self._whole.check()
+            self._whole.check(bytes(self._head))
 
     def ready(self, piece: Piece) -> bool:
         """See Reader: asking is the only way to know."""
@@ -133,8 +135,8 @@ class OriginFile:
         data = bytearray(size_bytes)
         if data:
             self._fetch(start, [memoryview(data)])
-            if self._whole is not None:
-                self._whole.add(start, memoryview(data))
+        if start == len(self._head):
+            self._head += data
         return bytes(data)
 
     def read(self, piece: Piece, into: memoryview) -> None:

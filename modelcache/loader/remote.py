@@ -110,8 +110,9 @@ class RemoteModel:
         self._opened: list[RemoteFile] = []
         self._sizes = _sizes(held.client.model(model_id))
 
-    def names(self) -> Sequence[str]:
+    def names(self, *, deep: bool) -> Sequence[str]:
         """See Model."""
+        del deep
         return list(self._sizes)
 
     def small(self, name: str) -> bytes:

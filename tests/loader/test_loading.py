@@ -123,6 +123,21 @@ def read_bytes() -> int:
     raise AssertionError
 
 
+def test_a_header_longer_than_what_is_read_first_is_read_whole(tmp_path: Path) -> None:
+    many = {f"tensor.{n:05}": np.full(3, n, np.int32) for n in range(3000)}
+    save_file(many, tmp_path / "m.safetensors")
+    assert int.from_bytes((tmp_path / "m.safetensors").read_bytes()[:8], "little") > 128 << 10
+    assert_same(modelcache.load(tmp_path), many)
+
+
+def test_folders_below_are_looked_at_only_for_files_that_are_named(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    save_file({"w": np.ones(3)}, tmp_path / "unet" / "m.safetensors")
+    assert modelcache.load(tmp_path, files=["unet/*"]).keys() == {"w"}
+    with pytest.raises(UsageError, match="among the 0 files"):
+        modelcache.load(tmp_path)
+
+
 def test_only_the_named_tensors_come(model: Any) -> None:
     folder, wanted = model
     found = modelcache.load(folder, names=["l2.*", "*.scalar"])
