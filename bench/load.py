@@ -33,7 +33,6 @@ GIB = 1 << 30
 GB = 1e9
 MIB = 1 << 20
 SHARDS = 4
-BACKED = 2  # of the model's size: a copy, and what the page cache takes beside it
 ARRIVING_MBIT_S = 800.0
 BUCKET = "load"
 READ_AHEAD_KIB = 128  # Linux's default for disks
@@ -185,19 +184,6 @@ def _fio(model: Path, number: int) -> list[Run]:
     return [run]
 
 
-def back_memory(size_bytes: int) -> None:
-    """Fill and free memory, so that whoever comes next finds pages that the host has given.
-
-    On a guest that gives free pages back, whoever comes second would otherwise be the faster.
-    """
-    program = (
-        "import mmap, sys; m = mmap.mmap(-1, int(sys.argv[1]), flags=mmap.MAP_PRIVATE | "
-        "mmap.MAP_ANONYMOUS); m.madvise(mmap.MADV_HUGEPAGE); b = bytes(1 << 20); "
-        "[m.write(b) for _ in range(len(m) >> 20)]"
-    )
-    subprocess.run([sys.executable, "-I", "-S", "-c", program, str(size_bytes)], check=True)
-
-
 def _load(
     case: str,
     how: str,
@@ -208,7 +194,6 @@ def _load(
     environment: Mapping[str, str] | None = None,
     wrap: Callable[[Sequence[str]], list[str]] = list,
 ) -> Run:
-    back_memory(BACKED * sum(path.stat().st_size for path in (folder / "model").iterdir()))
     command = wrap([sys.executable, "-m", "bench.peers.load_tensors", how, *arguments])
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
