@@ -77,9 +77,9 @@ class Descriptor:
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
-    def __del__(self) -> None:
-        """Close."""
-        os.close(self.fd)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        """Close; also when the interpreter ends, and modules are empty."""
+        close(self.fd)
 
 
 class Session:
@@ -220,6 +220,17 @@ class Session:
     # Requests
 
     def _serve(self) -> None:
+        try:
+            self._take_requests()
+        finally:  # there is no mount any more; or a bug, and then there had better be none
+            with self._lock:
+                first = not self._ended.is_set()
+                self._ended.set()
+            self._wake.set()
+            if first:
+                self._on_end()
+
+    def _take_requests(self) -> None:
         buffer = bytearray(protocol.REQUEST_BYTES)
         data = memoryview(mmap.mmap(-1, protocol.READ_BYTES_MAX))
         while (size := self._channel.read(buffer)) is not None:
@@ -237,12 +248,6 @@ class Session:
                 answer = handler(head, buffer, size)
                 if answer is not None:
                     self._channel.answer(head.unique, answer)
-        with self._lock:
-            first = not self._ended.is_set()
-            self._ended.set()
-        self._wake.set()
-        if first:
-            self._on_end()
 
     @contextmanager
     def _answered(self, unique: int) -> Iterator[None]:
