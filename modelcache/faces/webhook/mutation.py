@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from modelcache.config import parse_duration
+from modelcache.domain.volumes import MountMode
 from modelcache.errors import UsageError
 from modelcache.faces.kubernetes import names
 from modelcache.faces.kubernetes.pods import PodModels, models_of
@@ -133,7 +134,9 @@ def _gate_asked(annotations: Mapping[str, str], choices: Choices) -> bool:
             raise UsageError(
                 f"annotation {names.GATE_TIMEOUT} must be more than 0s, and at most 7d"
             )
-    return _flag(annotations, GATE_ASKED, default=choices.gate)
+    # Who reads while it comes waits for nothing, unless they say so.
+    streams = annotations.get(names.MODE) == MountMode.STREAM
+    return _flag(annotations, GATE_ASKED, default=choices.gate and not streams)
 
 
 def _flag(annotations: Mapping[str, str], name: str, *, default: bool) -> bool:

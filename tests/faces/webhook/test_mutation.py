@@ -251,6 +251,14 @@ def test_the_gate_is_asked_for_by_flag_or_annotation(
     )
 
 
+def test_who_reads_while_it_comes_waits_at_no_gate_unless_they_say_so():
+    annotated = pod(ASKED)
+    annotated["metadata"]["annotations"][names.MODE] = "stream"
+    assert "schedulingGates" not in mutated(annotated, gate=True)["spec"]
+    annotated["metadata"]["annotations"]["modelcache.io/gate"] = "true"
+    assert mutated(annotated)["spec"]["schedulingGates"]
+
+
 def test_no_gate_where_a_node_has_all_of_it():
     both = pod(f"{LLAMA},{QWEN}", gate="true", gate_timeout="10m")
     assert "schedulingGates" in mutated(both, Known(whole=[LLAMA]))["spec"]
