@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from time import monotonic
 from typing import Final
 
 from modelcache.agent.engine import Engine
@@ -20,6 +21,7 @@ from modelcache.domain.refs import Ref
 from modelcache.errors import Cancelled, ModelcacheError, OriginChanged
 from modelcache.transfer.report import ProgressCallback
 
+ASKED_AGAIN_S: Final = 2.0  # who waits is no reason to try again sooner than after that
 STEP_S: Final = 0.1  # how often it is looked whether somebody stops it
 STOP_S: Final = 30.0  # a pull that was told to stop has let go of its origin by then
 
@@ -43,6 +45,7 @@ class StreamingPull:
         self._report = report
         self._progress = progress
         self._cancel = threading.Event()
+        self._alone = threading.Event()  # somebody waits, and nothing is being fetched
         self._known = threading.Event()  # what this comes to: a mount, a warm model, or an error
         self._streaming: Streaming | None = None
         self._warm: Snapshot | None = None
@@ -110,6 +113,7 @@ class StreamingPull:
                 self._target,
                 self._engine.settings.stream,
                 self._report,
+                alone=self._alone.set,
             )
             streaming.begin()
             self._streaming = streaming
@@ -127,4 +131,8 @@ class StreamingPull:
         delay_s = retry_delay_s(error, attempts, str(self._target))
         streaming.give_up(given_up=lasting)
         self._report("failed", message=error.message, retry_in_s=round(delay_s, 1))
-        self._cancel.wait(delay_s)
+        self._alone.clear()
+        until_s = monotonic() + delay_s
+        self._cancel.wait(min(delay_s, ASKED_AGAIN_S))
+        while monotonic() < until_s and not self._cancel.is_set() and not self._alone.is_set():
+            self._cancel.wait(min(STEP_S, delay_s))

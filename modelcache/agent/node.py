@@ -304,6 +304,16 @@ class Node:
             found = [status_of(w, now_s) for w in self._board.wanted.values() if w.desired.wants]
         return sorted(found, key=lambda status: (-status.priority, status.ref))
 
+    def hurry(self, wanted: str) -> None:
+        """Somebody waits for what is tried again later: try again soon, if time may heal it."""
+        now_s = monotonic()
+        with self._board.changed:
+            known = self._board.wanted.get(wanted)
+            if known is not None and known.attempt is None and known.due_s is not None:
+                if known.phase is ModelPhase.QUEUED:
+                    known.due_s = min(known.due_s, now_s + ASKED_AGAIN_S)
+                self._board.changed.notify_all()
+
     def coming(self, ref: Ref) -> ModelId | None:
         """The model that a pull of this node has begun to bring for a ref; None while none has."""
         return self._attempting.being_pulled(ref)

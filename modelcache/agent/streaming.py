@@ -42,9 +42,14 @@ class StreamFiles:
     """The contents of a streaming mount; see `mounts.fuse.Contents`. Thread-safe."""
 
     def __init__(
-        self, arriving: Arriving, files: Sequence[File], blobs: Callable[[BlobId], Path]
+        self,
+        arriving: Arriving,
+        files: Sequence[File],
+        blobs: Callable[[BlobId], Path],
+        alone: Callable[[], None],
     ) -> None:
-        """blobs: where a complete blob is."""
+        """blobs: where a complete blob is. alone: told when somebody waits and nobody brings."""
+        self._alone = alone
         self._arriving = arriving
         self._files = files
         self._blobs = blobs
@@ -66,7 +71,9 @@ class StreamFiles:
         end = min(span.end, file.size_bytes)
         if span.start < end:
             waiter = Waiter.READER if waits else Waiter.SOON
-            self._arriving.want(file.blob, ByteRange(span.start, end), waiter)
+            coming = self._arriving.want(file.blob, ByteRange(span.start, end), waiter)
+            if waits and not coming:
+                self._alone()
 
     def open(self, number: int) -> int | None:
         """See Contents."""
@@ -95,11 +102,13 @@ class Streaming:
         sub_path: str = "",
         save: Callable[[dict[str, Any]], None] = lambda _: None,
         over: Callable[[], None] = lambda: None,
+        alone: Callable[[], None] = lambda: None,
     ) -> None:
         """manifest: which the store has. sub_path: a folder of the model; empty for all.
 
         save: is given what the next process has to know to go on with the mount, before it takes
-        effect. over: called when the mount is gone, and nobody has a file of it open.
+        effect. over: called when the mount is gone, and nobody has a file of it open. alone: called
+        while somebody waits and nothing is being fetched.
         Nothing is mounted yet. Raises UsageError for a folder that the model does not have, and
         for a model whose files only unpacking can tell.
         """
@@ -119,7 +128,7 @@ class Streaming:
         for number, file in enumerate(files):
             self._numbers.setdefault(file.blob, []).append(number)
         self._tree_files = [(file.path.removeprefix(below), file.size_bytes) for file in files]
-        self._contents = StreamFiles(engine.arriving, files, engine.store.layout.blob)
+        self._contents = StreamFiles(engine.arriving, files, engine.store.layout.blob, alone)
         self._save = save
         self._mtime_s = 0
         self._held = ExitStack()

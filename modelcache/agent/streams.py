@@ -46,8 +46,14 @@ class _Mount:
 class Streams:
     """See the module. Thread-safe; the caller does one thing at a time to a volume."""
 
-    def __init__(self, engine: Engine, events: EventLog) -> None:
-        """events: where readers' troubles are told, and where it is heard what will not come."""
+    def __init__(
+        self, engine: Engine, events: EventLog, hurry: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """events: where readers' troubles are told, and where it is heard what will not come.
+
+        hurry: called with the wanted id of what somebody waits for and nobody fetches.
+        """
+        self._hurry = hurry
         self._engine = engine
         self._events = events
         self._settings: StreamSettings = engine.settings.stream
@@ -134,6 +140,7 @@ class Streams:
             sub_path=volume.sub_path,
             save=lambda state: self._save(mount, state),
             over=lambda: self._over(mount),
+            alone=lambda: self._hurry(mount.wanted),
         )
 
     def _keep(self, mount: _Mount, streaming: Streaming) -> None:

@@ -75,7 +75,7 @@ class Volumes:
         self._roots = tuple(Path(root) for root in roots)
         self._access = access
         self._borrowing = borrowing
-        self._streams = Streams(engine, node.events)
+        self._streams = Streams(engine, node.events, node.hurry)
         self._identities = identities
         self._turn = threading.Lock()
         self._known: dict[str, Volume] = {}

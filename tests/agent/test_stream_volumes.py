@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -142,6 +143,23 @@ def test_readers_hear_of_an_origin_that_refuses_and_wait_no_longer(
             assert os.pread(file.fileno(), 100, 0) == DATA[:100]
             with pytest.raises(OSError, match="Input/output error"):
                 os.pread(file.fileno(), 100, SIZE - 100)
+
+
+def test_who_waits_has_it_tried_again_soon(chosen: Settings, root: Path, models: Models):
+    proxy = models.add("m", plan=held_from(2 * CHUNK_BYTES))
+    wanted = request(root, str(ref_to(proxy, "m")))
+    quick = replace(chosen.transfer, stall_timeout_s=0.5, retries_max=0)
+    with volumes_of(replace(chosen, transfer=quick)) as (volumes, node, _):
+        volume = streamed(volumes, wanted)
+        board = node._board
+        wait_event(node, EventKind.RETRYING)
+        with board.changed:
+            (known,) = board.wanted.values()
+            assert board.changed.wait_for(lambda: known.attempt is None, 20)
+            known.due_s = monotonic() + 3600  # as after many failures
+        proxy.plan = lambda _: None
+        with (Path(volume.target) / "model.safetensors").open("rb") as file:
+            assert os.pread(file.fileno(), 100, SIZE - 100) == DATA[-100:]
 
 
 def test_a_folder_of_a_model_can_be_streamed(chosen: Settings, root: Path, web: tuple[Nginx, Path]):

@@ -19,7 +19,10 @@ _INTERRUPTED_MAX: Final = 1024
 
 @dataclass(slots=True)
 class Parked:
-    """One read that waits. until_s: as time.monotonic counts. asked: of which flights."""
+    """One read that waits. until_s, again_s: as time.monotonic counts.
+
+    asked: of which flights. again_s: when they are asked again.
+    """
 
     unique: int
     node_id: int
@@ -28,6 +31,7 @@ class Parked:
     size_bytes: int
     until_s: float
     asked: int = -1
+    again_s: float = 0.0
 
 
 class Parking:

@@ -33,6 +33,7 @@ THREADS: Final = 3  # two take turns with the interpreter; the third while one w
 VALID_S: Final = 86_400  # names and sizes never change; epochs are told when they do
 LOOK_S: Final = 0.25  # how often it is looked whether files are complete, while something comes
 IDLE_S: Final = 5.0  # the same while nothing is heard of: other processes may bring something
+AGAIN_S: Final = 5.0  # who waits says so again: nobody may bring anything, until somebody hears it
 HANDLES_MAX: Final = 65_536  # open files whose way of being read is remembered
 
 
@@ -429,6 +430,7 @@ class Session:
 
     def _ask(self, parked: Parked) -> None:
         parked.asked = self._contents.flights
+        parked.again_s = monotonic() + AGAIN_S
         span = ByteRange(parked.offset, parked.offset + parked.size_bytes)
         self._contents.want(parked.number, span, waits=True)
 
@@ -477,7 +479,7 @@ class Session:
                 seconds=self._read_timeout_s,
             )
             raise OSError(errno.ETIMEDOUT, "not in time")
-        elif parked.asked != self._contents.flights:
+        elif parked.asked != self._contents.flights or monotonic() >= parked.again_s:
             self._ask(parked)
 
     def _complete(self) -> None:
