@@ -25,6 +25,7 @@ class Arriving:
         self.here = here
         self.failing: Exception | None = None
         self.bytes_read = 0
+        self.full = threading.Event()  # as much was read as a window holds
 
     def ready(self, piece: Piece) -> bool:
         if self.failing:
@@ -37,6 +38,8 @@ class Arriving:
             number = (piece.start + at) // MIB % 251
             into[at : at + MIB] = bytes([number]) * min(MIB, len(into) - at)
         self.bytes_read += len(into)
+        if self.bytes_read >= 60 * MIB:
+            self.full.set()
 
     def read_runs(self, piece: Piece, into: memoryview) -> None:
         raise NotImplementedError
@@ -113,8 +116,7 @@ def test_later_files_that_are_here_cannot_lock_out_the_one_that_is_next() -> Non
     plan = laid_out(2, 60 * MIB, 0) + laid_out(6, 60 * MIB, 1)
     with reading([late, here], plan, Ledger(), REGION_BYTES_MAX) as under_way:
         tensors = under_way.in_order()
-        while here.bytes_read < 60 * MIB:  # the window is full of what comes later
-            pass
+        assert here.full.wait(30), "the window is full of what comes later"
         late.here = 120 * MIB
         assert [plan[filled.region].file for filled in tensors] == [0] * 2 + [1] * 6
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from modelcache.store.copies import TMPFS, filesystem_type
+from tests.agent.nodes import node_settings
 from tests.agent.support import tree
+from tests.faces.http.agents import running_faces
 from tests.main.conftest import FILES
 from tests.main.support import Shell
 
@@ -87,3 +90,33 @@ def test_a_model_that_is_not_here_is_one_clear_line(shell: Shell, what: str) -> 
 def test_a_model_that_is_nonsense_is_a_usage_error(shell: Shell, pulled: str) -> None:
     assert pulled
     assert shell.call("warm", "nonsense", "--memory").code == 2
+
+
+def test_an_agent_does_it_on_its_node(shell: Shell, tmp_path: Path, model: Path, shm: Path) -> None:
+    base = node_settings(tmp_path / "agent", node="n", socket=tmp_path / "run/agent.sock")
+    chosen = replace(base, memory=replace(base.memory, folder=str(shm)))
+    ref = f"file://{model}"
+    with running_faces(chosen) as faces:
+        agent = ("--agent", str(faces.socket))
+        assert shell.call("prefetch", ref, "--wait", *agent).code == 0
+        done = shell.call("warm", ref, "--memory", "--json", *agent)
+        assert (done.code, done.json["resident_bytes"]) == (0, TOTAL), done.err
+        locked = shell.call("warm", ref, "--locked", *agent)
+        assert locked.code == 0, locked.err
+        assert tree(Path(locked.out.strip())) == FILES
+        dropped = shell.call("warm", ref, "--drop", "--json", *agent)
+        assert dropped.json["freed_bytes"] >= TOTAL
+        missing = shell.call("warm", "0123abcd", "--memory", *agent)
+        assert missing.code == 1
+        assert missing.complaint
+
+
+def test_what_an_agent_fails_with_is_its_line(shell: Shell, tmp_path: Path, model: Path) -> None:
+    chosen = node_settings(tmp_path / "agent", node="n", socket=tmp_path / "run/agent.sock")
+    ref = f"file://{model}"
+    with running_faces(chosen) as faces:
+        agent = ("--agent", str(faces.socket))
+        assert shell.call("prefetch", ref, "--wait", *agent).code == 0
+        done = shell.call("warm", ref, "--locked", *agent)
+        assert done.code == 2
+        assert "memory.folder" in done.complaint
