@@ -28,7 +28,7 @@ from tests.kernel.streams import (
     streaming,
     until,
 )
-from tests.main.support import Shell
+from tests.main.support import Shell, chunks_kept
 from tests.servers.faults import Fault, FaultProxy, Request
 from tests.servers.nginx import Nginx
 
@@ -216,6 +216,29 @@ def test_what_turns_out_wrong_is_not_read_any_more(
             os.close(held)
             mapping.kill()
             mapping.communicate()
+
+
+def test_what_another_process_brings_is_read_as_it_comes_and_taken_over_when_that_dies(
+    proxy: FaultProxy, tmp_path: Path
+):
+    gate = proxy.plan = Gate(*range(4))
+    quickly = {"MODELCACHE_TRANSFER_STALL_TIMEOUT_S": "1"}
+    shell = Shell(tmp_path / "store", MODELCACHE_STORE_CHUNK_BYTES=str(CHUNK_BYTES), **quickly)
+    pull = shell.start("pull", f"{proxy.url}/")
+    try:
+        until(lambda: chunks_kept(shell.store) == 4, "nothing comes")
+        with streaming(tmp_path, f"{proxy.url}/", **quickly) as mount:
+            fd = os.open(mount.target / "weights.bin", os.O_RDONLY)
+            try:
+                assert os.pread(fd, MIB, 3 * CHUNK_BYTES) == DATA[3 * CHUNK_BYTES :][:MIB]
+                pull.kill()
+                gate.chunks.update(range(CHUNKS + 1))
+                assert os.pread(fd, MIB, 9 * CHUNK_BYTES) == DATA[9 * CHUNK_BYTES :][:MIB]
+            finally:
+                os.close(fd)
+    finally:
+        pull.kill()
+        pull.communicate()
 
 
 def test_unmounting_works_twice_and_ends_who_serves(proxy: FaultProxy, tmp_path: Path):
