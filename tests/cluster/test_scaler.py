@@ -143,7 +143,9 @@ def test_replicas_are_recommended_from_what_pods_count(client: Client, plane: Co
                 # Demand that has just begun seems to grow; never fewer than it takes right now.
                 assert status["recommendedReplicas"] >= status["requestsPerSecond"] / 2
                 assert status["conditions"][0]["status"] == "True"
-                pages = TestClient(create_plain_app(scaler.metrics, scaler.not_ready))
+                pages = TestClient(
+                    create_plain_app(scaler.outlooks, scaler.metrics, scaler.not_ready)
+                )
                 assert pages.get("/readyz").status_code == 200
                 found = {
                     sample.name: sample.value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any, Final
@@ -20,14 +21,14 @@ from lightkube.types import PatchType
 
 from modelcache.agent.clock import wall_clock_s
 from modelcache.errors import ModelcacheError
-from modelcache.faces.controller import gates, labels, progress, readiness
+from modelcache.faces.controller import gates, labels, progress, readiness, startup
 from modelcache.faces.controller.health import Health
 from modelcache.faces.controller.view import NodeView, views_of
 from modelcache.faces.kubernetes import names
 from modelcache.faces.kubernetes.events import PodEvents, PodKey, Told
 from modelcache.faces.kubernetes.informer import Informer, Log
 from modelcache.faces.kubernetes.objects import ModelPrefetch, NodeModels, now_text
-from modelcache.faces.watcher.prefetches import declared
+from modelcache.faces.watcher.prefetches import Declared, declared
 
 ROUND_S: Final = 0.5  # least time between two rounds: changes come in bursts
 IDLE_S: Final = 10.0  # a round without news: time limits pass, and agents fall silent
@@ -89,8 +90,10 @@ class Controlling:
         now_s = wall_clock_s()
         views = views_of(self._reports.items())
         nodes = {_name(node): node for node in self._nodes.items()}
+        wishes = self._declared()
         for name, node in nodes.items():
             self._guarded(f"Node {name}", partial(self._node, node, views, now_s))
+            self._guarded(f"Node {name}", partial(self._free, node, views, wishes, now_s))
         known = {
             name: (node.metadata.labels if node.metadata is not None else None) or {}
             for name, node in nodes.items()
@@ -125,6 +128,39 @@ class Controlling:
                 {"status": {"conditions": [condition]}},
                 patch_type=PatchType.STRATEGIC,
             )
+
+    def _free(
+        self, node: Node, views: Mapping[str, NodeView], wishes: list[Declared], now_s: float
+    ) -> None:
+        """Take away the taints of a node that has come up."""
+        metadata, spec, name = node.metadata, node.spec, _name(node)
+        taints = [taint.key for taint in (spec.taints if spec is not None else None) or []]
+        if metadata is None or not startup.held_by(taints):
+            return
+        made = metadata.creationTimestamp
+        age_s = now_s - made.timestamp() if made is not None else 0.0
+        labels_ = metadata.labels or {}
+        why = startup.is_free(views.get(name), labels_, wishes, age_s=age_s, now_s=now_s)
+        if why is None:
+            return
+        change: list[dict[str, Any]] = []
+        for at in reversed([at for at, key in enumerate(taints) if key in startup.TAINTS]):
+            path = f"/spec/taints/{at}"
+            change += [
+                {"op": "test", "path": f"{path}/key", "value": taints[at]},
+                {"op": "remove", "path": path},
+            ]
+        self._client.patch(Node, name, change, patch_type=PatchType.JSON)
+        if self._log is not None:
+            self._log.warning("startup_taint_removed", node=name, why=why)
+
+    def _declared(self) -> list[Declared]:
+        """Of objects that can be."""
+        found: list[Declared] = []
+        for item in self._prefetches.items():
+            with suppress(ModelcacheError):
+                found.append(declared(item))
+        return found
 
     # ModelPrefetch
 

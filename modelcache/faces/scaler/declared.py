@@ -46,7 +46,10 @@ class FromPrometheus:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """One object. wanted, model_id: what its model is called in reports; one of them is empty."""
+    """One object. wanted, model_id: what its model is called in reports; one of them is empty.
+
+    buffer: a CapacityBuffer of its namespace; empty for none.
+    """
 
     key: Key
     uid: str
@@ -59,6 +62,7 @@ class Scale:
     asked: Asked
     source: FromPods | FromPrometheus | None
     interval_s: int
+    buffer: str = ""
 
     @property
     def slot_key(self) -> str:
@@ -101,6 +105,7 @@ def scale_of(item: Mapping[str, Any]) -> Scale:
         asked=asked,
         source=_source(demand, selector),
         interval_s=max(1, int(demand.get("intervalSeconds") or INTERVAL_S)),
+        buffer=str(spec.get("capacityBuffer") or ""),
     )
 
 

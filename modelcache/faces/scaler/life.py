@@ -124,7 +124,7 @@ async def run(
 
     keda: where KEDA asks, if it does.
     """
-    app = create_plain_app(scaler.metrics, scaler.not_ready)
+    app = create_plain_app(scaler.outlooks, scaler.metrics, scaler.not_ready)
     try:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(plainly(app, plain))

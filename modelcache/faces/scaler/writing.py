@@ -1,4 +1,4 @@
-"""Statuses of `ModelScale` objects, written by whoever leads; nothing is remembered besides."""
+"""Statuses of `ModelScale` objects and what they order, written by whoever leads."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lightkube.types import PatchType
 from modelcache.errors import UsageError
 from modelcache.faces.kubernetes.informer import Log
 from modelcache.faces.kubernetes.objects import ModelScale, now_text
+from modelcache.faces.scaler.buffers import Buffers
 from modelcache.faces.scaler.cluster import Cluster, View
 from modelcache.faces.scaler.declared import Key, generation_of
 from modelcache.faces.scaler.outlooks import Outlooks
@@ -32,6 +33,7 @@ class Writing:
         self._cluster = cluster
         self._outlooks = outlooks
         self._log = log
+        self._buffers = Buffers(client, outlooks, self._tell)
 
     def lead(self, over: threading.Event) -> None:
         """Write until told that it is over."""
@@ -50,6 +52,7 @@ class Writing:
             status = self._status(key, view, item, before)
             if differs(status, before):
                 self._write(key, {**status, "updatedAt": now_text()})
+        self._buffers.look(view)
 
     def _status(
         self, key: Key, view: View, item: Mapping[str, Any], before: Mapping[str, Any]
@@ -91,4 +94,4 @@ class Writing:
 
     def _tell(self, key: Key, error: Exception) -> None:
         if self._log is not None:
-            self._log.warning("status_not_written", scale="/".join(key), message=str(error)[:200])
+            self._log.warning("change_failed", scale="/".join(key), message=str(error)[:200])

@@ -21,6 +21,7 @@ from modelcache.faces.kubernetes.informer import Informer, Log
 from modelcache.faces.kubernetes.objects import ModelPrefetch, seconds_of
 
 HOLDER: Final = "prefetch"
+HOLD_DEFAULT: Final = "10m"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class Declared:
     parallelism: int
     admitted: frozenset[str]
     suspended: bool
+    holds: bool = False
+    hold_timeout_s: float = 0.0
     ignored: tuple[str, ...] = ()
 
     def selects(self, labels: Mapping[str, str]) -> bool:
@@ -57,6 +60,7 @@ def declared(item: Mapping[str, Any]) -> Declared:
         made_s = seconds_of(_of(metadata, "creationTimestamp"))
         retention = spec.get("retention")
         expires_s = None if retention is None else made_s + _seconds(retention)
+        hold_s = _seconds(spec.get("holdTimeout") or HOLD_DEFAULT)
     except ValueError as error:
         raise UsageError(f"the object's times cannot be read: {error}") from error
     include, exclude = spec.get("include") or [], spec.get("exclude") or []
@@ -72,6 +76,8 @@ def declared(item: Mapping[str, Any]) -> Declared:
         parallelism=int(spec.get("parallelism") or 0),
         admitted=frozenset((item.get("status") or {}).get("admitted") or ()),
         suspended=bool(spec.get("suspend")),
+        holds=bool(spec.get("holdNodes")),
+        hold_timeout_s=hold_s,
         ignored=tuple(filter(is_claim, written)),
     )
 
