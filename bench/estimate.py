@@ -36,10 +36,11 @@ NODES: Final = 3
 ORIGIN_MBIT_S: Final = 1000.0
 BEFORE_MBIT_S: Final = 160.0
 AFTER_MBIT_S: Final = 80.0
-SIZES_MIB: Final = (16, 24, 40, 64)
+SIZES_MIB: Final = (32, 48, 64, 96)
 STARTS: Final = 72  # of each agent
 KILL_EVERY: Final = 20  # starts of an agent
 KILL_AFTER_S: Final = 0.7
+PAUSE_S: Final = 6.0  # most time between two starts of an agent
 CHUNK_BYTES: Final = 4 * MIB
 WAIT_S: Final = 120.0
 
@@ -121,6 +122,7 @@ class Work:
             for count in range(self._starts):
                 self._count()
                 killed = count % KILL_EVERY == KILL_EVERY - 1
+                sleep(chance.uniform(0.0, PAUSE_S))
                 _start(self._hosts[number].agent, chance.choice(self._refs), killed=killed)
         except BaseException as error:  # noqa: BLE001 - told by the caller's thread
             self._failed.append(error)

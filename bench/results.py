@@ -395,7 +395,7 @@ def _estimate(runs: Sequence[Mapping[str, Any]]) -> str:
     return (
         "## Predicted starts\n\n`python -m bench estimate`: what was predicted when a start began, "
         "against what came of it. On hosts: three agents in network namespaces, links of 160 and "
-        "then 80 Mbit/s, models of 16 to 64 MiB, one start of twenty killed and gone on with. "
+        "then 80 Mbit/s, models of 32 to 96 MiB, one start of twenty killed and gone on with. "
         "Simulated: four agents, 25 and then 10 Gbit/s, models of 16 to 96 GB, one node of a world "
         "of twelve dies. Aims: a median error under 15 %, 85 to 95 % within the p90.\n\n"
         + _table(header, estimate.rows(runs))

@@ -68,6 +68,10 @@ class Neighbourhood(Protocol):
         """Every other node that answers."""
         ...
 
+    def busy(self) -> int:
+        """How many other nodes fetch something."""
+        ...
+
     def counters(self) -> Mapping[str, float]:
         """Numbers for metrics, by name with unit, such as `served_bytes`: sums since the start."""
         ...

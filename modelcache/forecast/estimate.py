@@ -37,6 +37,7 @@ class Regime(StrEnum):
     ALONE = "alone"  # the origin
     TOGETHER = "together"  # the origin, and other nodes that fetch it too
     HELD = "held"  # a node that has all of it
+    CROWDED = "crowded"  # the same, while others are fetching too, and share what it gives
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ class Queued:
 class Needs:
     """One model on one node. ahead_bytes: see `ahead_of`.
 
-    holders: other nodes of the cell that have all of it. fetchers: those that fetch it now.
+    holders: other nodes of the cell that have all of it. fetchers: those that fetch it now. busy:
+    those that fetch anything now.
     resolved: whether it is known already what its ref means, so that nothing has to be asked.
     """
 
@@ -60,6 +62,7 @@ class Needs:
     ahead_bytes: int = 0
     holders: int = 0
     fetchers: int = 0
+    busy: int = 0
     resolved: bool = False
 
     @property
@@ -73,7 +76,7 @@ class Needs:
     def regime(self) -> Regime:
         """From whom it comes."""
         if self.holders:
-            return Regime.HELD
+            return Regime.CROWDED if self.fetchers or self.busy else Regime.HELD
         return Regime.TOGETHER if self.fetchers else Regime.ALONE
 
 
@@ -169,6 +172,7 @@ def network_s(needs: Needs, speeds: Speeds) -> float | None:
         return max(own / origin, (missing - own) / theirs, missing / link)
     like = {
         Regime.HELD: peers or mixed or origin,  # a cell is seldom slower than an origin
+        Regime.CROWDED: peers or mixed or origin,
         Regime.TOGETHER: mixed or peers,
         Regime.ALONE: origin or mixed,
     }

@@ -15,9 +15,20 @@ ORIGIN = "https://origin"
 MB = 10**6
 STARTS = 240
 TICK_S = 0.25
-RATES = {Regime.ALONE: 400 * MB, Regime.TOGETHER: 900 * MB, Regime.HELD: 1500 * MB}
-AROUND = {Regime.ALONE: (0, 0), Regime.TOGETHER: (0, 3), Regime.HELD: (2, 1)}
-SHARES = {Regime.ALONE: 1.0, Regime.TOGETHER: 0.3, Regime.HELD: 0.0}  # of the origin
+RATES = {
+    Regime.ALONE: 400 * MB,
+    Regime.TOGETHER: 900 * MB,
+    Regime.HELD: 1500 * MB,
+    Regime.CROWDED: 1100 * MB,
+}
+AROUND = {
+    Regime.ALONE: (0, 0),
+    Regime.TOGETHER: (0, 3),
+    Regime.HELD: (2, 0),
+    Regime.CROWDED: (1, 1),
+}
+SHARES = {Regime.ALONE: 1.0, Regime.TOGETHER: 0.3, Regime.HELD: 0.0, Regime.CROWDED: 0.0}
+"""Of the origin."""
 
 
 class Life:

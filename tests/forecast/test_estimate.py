@@ -12,6 +12,7 @@ from modelcache.forecast.estimate import (
     RESOLVE_S,
     Needs,
     Queued,
+    Regime,
     Speeds,
     Tier,
     ahead_of,
@@ -74,6 +75,14 @@ def test_nodes_that_fetch_together_read_the_origin_once():
     assert network_s(replace(COLD, fetchers=3), speeds) == 2.5
     assert network_s(replace(COLD, fetchers=99), speeds) == 1  # its own link's pace
     assert network_s(replace(COLD, fetchers=3), ORIGIN) == 10  # no faster than what was seen
+
+
+def test_who_else_fetches_makes_another_case():
+    assert COLD.regime is replace(COLD, busy=2).regime is Regime.ALONE
+    assert replace(COLD, fetchers=1).regime is Regime.TOGETHER
+    assert replace(COLD, holders=1).regime is Regime.HELD
+    assert replace(COLD, holders=1, busy=1).regime is Regime.CROWDED
+    assert replace(COLD, holders=1, fetchers=1).regime is Regime.CROWDED
 
 
 def test_a_like_case_that_was_measured_counts_more_than_a_formula():

@@ -196,9 +196,10 @@ class Foresight:
                 0 if whole else size,
                 holders=holders - whole,
                 fetchers=max(0, needs.fetchers - (node in has and not whole)),
+                busy=needs.busy,
             )
             found.append(self._outlook(node, ref, model_id, there, stream=stream))
-        alone = Needs(size, size, holders=holders, fetchers=needs.fetchers)
+        alone = Needs(size, size, holders=holders, fetchers=needs.fetchers, busy=needs.busy)
         return [*found, self._outlook(NEW_NODE, ref, model_id, alone, stream=stream)]
 
     def everywhere(

@@ -265,7 +265,9 @@ class Knowledge:
             for name in ("resolving", "mounting")
         ]
         finishing = {
-            regime: [seconds_of(each) for each in plain["finishing"][regime.value][-TYPICAL_MAX:]]
+            regime: [
+                seconds_of(each) for each in plain["finishing"].get(regime.value, [])[-TYPICAL_MAX:]
+            ]
             for regime in Regime
         }
         sizes = {

@@ -32,6 +32,10 @@ class Around(Protocol):
         """Every node that answers."""
         ...
 
+    def busy(self) -> int:
+        """How many fetch something, whatever it is."""
+        ...
+
 
 class Survey:
     """See the module. Thread-safe."""
@@ -70,7 +74,7 @@ class Survey:
         holders, fetchers = self._counted(model_id, ask=False)
         total = progress.total_bytes
         needs = Needs(total, left, holders=holders, fetchers=fetchers, resolved=True)
-        return model_id, needs
+        return model_id, replace(needs, busy=self._busy())
 
     def known(
         self, ref: Ref, *, resolved: bool = False, ask: bool = True
@@ -92,7 +96,7 @@ class Survey:
         missing = self._under_way(name, missing)
         holders, fetchers = self._counted(model_id, ask=ask)
         needs = Needs(size, missing, holders=holders, fetchers=fetchers, resolved=resolved)
-        return model_id, needs
+        return model_id, replace(needs, busy=self._busy())
 
     def _stored(self, model_id: ModelId) -> tuple[int, int] | None:
         """Bytes of a model, and those that are not in the store; None if it is not known there."""
@@ -146,3 +150,6 @@ class Survey:
         has = self.who_has(model_id, ask=ask)
         holders = sum(has.values())
         return holders, len(has) - holders
+
+    def _busy(self) -> int:
+        return self.around.busy() if self.around is not None else 0

@@ -28,15 +28,21 @@ class Sightings:
         self._lock = threading.Lock()
         self._seen: OrderedDict[ModelId, dict[NodeId, tuple[bool, float]]] = OrderedDict()
         self._asked: dict[ModelId, float] = {}
+        self._busy: dict[NodeId, float] = {}  # no more than a cell has
 
-    def heard(self, said: Announcement, now_s: float) -> None:
-        """A node has told what it has, or fetches."""
+    def heard(self, said: Announcement, now_s: float, *, asked: bool) -> None:
+        """A node has told what it has, or fetches. asked: it has only answered."""
+        fetches = any(holding.state is HoldingState.FETCHING for holding in said.blobs)
         with self._lock:
+            if not asked:  # an answer is about what was asked, and not about all that it does
+                self._busy.pop(said.node, None)
+                if fetches and not said.leaving:
+                    self._busy[said.node] = now_s
             if said.leaving:
                 for nodes in self._seen.values():
                     nodes.pop(said.node, None)
                 return
-            if any(holding.state is HoldingState.FETCHING for holding in said.blobs):
+            if fetches:
                 self._note(said.asked_models, said.node, False, now_s)
             self._note(said.models, said.node, True, now_s)
 
@@ -49,6 +55,11 @@ class Sightings:
                 for node, (whole, at_s) in sorted(known.items())
                 if now_s - at_s <= (HOLDS_S if whole else FETCHES_S)
             }
+
+    def busy(self, now_s: float) -> int:
+        """Nodes that fetch something."""
+        with self._lock:
+            return sum(now_s - at_s <= FETCHES_S for at_s in self._busy.values())
 
     def to_ask(self, model_id: ModelId, now_s: float) -> bool:
         """Whether it is time to ask about a model; who is told so, asks."""

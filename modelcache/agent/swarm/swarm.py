@@ -269,7 +269,7 @@ class Swarm:
 
     def _heard(self, said: Announcement, member: Member | None = None) -> None:
         node = said.node
-        self._sightings.heard(said, monotonic())
+        self._sightings.heard(said, monotonic(), asked=member is not None)
         if said.leaving:
             self._neighbours.left(node)
             self._active.left(node)
@@ -305,6 +305,10 @@ class Swarm:
             said = self._said(blobs=self._active.holdings(), asked_models=asked)
             self._announcer.tell_all(said)
         return self._sightings.who(model_id, monotonic())
+
+    def busy(self) -> int:
+        """How many other nodes fetch something."""
+        return self._sightings.busy(monotonic())
 
     def names(self) -> list[NodeId]:
         """Every other node that answers, and stays."""
