@@ -154,7 +154,9 @@ class Transfer:
         self._large: list[BlobJob] = []
         self._small_bytes = 0  # of the small blobs stored so far
         self._unfinished: set[BlobId] = set()
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)  # waited for by who runs it
+        self._handed = threading.Condition(lock)  # by workers: a task, or another time to wake at
         self._tasks: deque[Fetch | Finish] = deque()
         self._wake_s = float("inf")
         self._threads: list[threading.Thread] = []
@@ -317,6 +319,7 @@ class Transfer:
             self._stopped = True
             running = list(self._running.values())
             self._changed.notify_all()
+            self._handed.notify_all()
         for worker in running:
             worker.abort()
         deadline_s = monotonic() + STOP_WAIT_S
@@ -384,7 +387,7 @@ class Transfer:
                 self._fail(error)
             case Wake(at_s):
                 self._wake_s = at_s
-                self._changed.notify()
+                self._handed.notify()
 
     def _enqueue(self, task: Fetch | Finish) -> None:
         if isinstance(task, Finish):
@@ -392,7 +395,7 @@ class Transfer:
         else:
             self._tasks.append(task)
         if self._idle >= len(self._tasks):
-            self._changed.notify()
+            self._handed.notify()
         elif not self._stopped:
             worker = Worker(self._tools)
             self._workers.append(worker)
@@ -447,6 +450,7 @@ class Transfer:
             self._error = error
         self._stopped = True
         self._changed.notify_all()
+        self._handed.notify_all()
 
     def _note(self, line: str) -> None:
         if len(self._report.events) < EVENTS_MAX:
@@ -493,7 +497,7 @@ class Transfer:
                     return task
                 self._idle += 1
                 due_s = self._wake_s - now_s
-                self._changed.wait(None if due_s == float("inf") else due_s)
+                self._handed.wait(None if due_s == float("inf") else due_s)
                 self._idle -= 1
         return None
 
