@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from lightkube import Client
-from lightkube.models.meta_v1 import ObjectMeta
-from lightkube.resources.core_v1 import Namespace, ServiceAccount
+from lightkube.resources.core_v1 import ServiceAccount
 
 from modelcache.agent import access
 from modelcache.config import AccessMode, AccessSettings, S3Settings, Settings
-from modelcache.domain.identities import TOKENS
 from modelcache.faces.kubernetes.accounts import Accounts
 from tests.agent.nodes import node_settings
-from tests.csi.driver import Driver, mount_capability, running_driver
+from tests.cluster.identities import Cluster, make_accounts
+from tests.csi.driver import running_driver
 from tests.kernel.roots import needs_root, targets
 from tests.servers.control_plane import ControlPlane
 from tests.servers.minio import Minio
@@ -30,7 +28,6 @@ from tests.servers.uploads import upload_tree
 
 pytestmark = [pytest.mark.cluster, pytest.mark.kernel, needs_root]
 AUDIENCE = "sts.example.test"
-ROLE = "arn:aws:iam::123456789012:role/models"
 REF = "s3://private/llama/"
 
 
@@ -70,43 +67,6 @@ READS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """A driver, and accounts whose tokens it is given."""
-
-    client: Client
-    driver: Driver
-    pods: Path
-
-    def publish(self, target: str, account: str, *, in_secrets: bool = False) -> None:
-        """As kubelet does it for a pod of this account."""
-        namespace, name = account.split("/")
-        asked = ServiceAccount.Token.from_dict({"metadata": {}, "spec": {"audiences": [AUDIENCE]}})
-        found: Any = self.client.create(asked, name, namespace=namespace)
-        token = {"token": found.status.token, "expirationTimestamp": "2100-01-01T00:00:00Z"}
-        tokens = {TOKENS: json.dumps({AUDIENCE: token})}
-        self.driver.ask(
-            "NodePublishVolume",
-            volume_id=target,
-            target_path=str(self.pods / target),
-            volume_capability=mount_capability(),
-            volume_context={
-                "model": REF,
-                "csi.storage.k8s.io/pod.namespace": namespace,
-                "csi.storage.k8s.io/serviceAccount.name": name,
-                **({} if in_secrets else tokens),
-            },
-            secrets=tokens if in_secrets else {},
-        )
-
-    def refused(self, target: str, account: str) -> str:
-        with pytest.raises(grpc.RpcError) as caught:
-            self.publish(target, account)
-        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED, caught.value.details()
-        assert not (self.pods / target).exists()
-        return str(caught.value.details())
-
-
 @pytest.fixture
 def chosen(sts: Minio, tmp_path: Path) -> Settings:
     base = node_settings(tmp_path / "store", node="n", socket=tmp_path / "a.sock", listen="")
@@ -126,21 +86,13 @@ def cluster(
         own = replace(chosen, agent=replace(chosen.agent, volume_roots=(str(pods),)))
         with running_driver(own, tmp_path / "csi.sock") as driver:
             driver.agent.daemon.identities.annotations = Accounts(client).annotations
-            yield Cluster(client, driver, pods)
+            yield Cluster(client, driver, pods, REF, AUDIENCE)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def accounts(plane: ControlPlane) -> None:
-    """Two with a role, of which one may read; one without."""
     with plane.client() as client:
-        client.create(Namespace(metadata=ObjectMeta(name="team-a")))
-        role = {"eks.amazonaws.com/role-arn": ROLE}
-        for name, annotations in (("reader", role), ("other", role), ("nobody", {})):
-            client.create(
-                ServiceAccount(
-                    metadata=ObjectMeta(name=name, namespace="team-a", annotations=annotations)
-                )
-            )
+        make_accounts(client, "team-a")
 
 
 def test_an_account_that_may_read_has_the_model(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
