@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.cluster import foreign
+from tests.cluster import foreign, image
 from tests.servers.control_plane import ASSETS, ASSETS_VARIABLE, PROGRAMS
 from tests.servers.process import TOOLS
 
@@ -27,6 +27,7 @@ DEBIAN = (
     ("containerd", "containerd", "tests with a real kubelet"),
     ("runc", "runc", "tests with a real kubelet"),
     ("busybox", "busybox-static", "tests with a real kubelet"),
+    ("debootstrap", "debootstrap", "a build of our image"),
     ("promtool", "prometheus", "checks of metrics and of rules with promtool"),
 )
 # program, module, what is left out without it; each takes one to three minutes on two cores
@@ -62,6 +63,7 @@ def main() -> None:
     ensure_go([entry for entry in GO if not (TOOLS / "bin" / entry[0]).exists()])
     ensure_control_plane()
     ensure_foreign()
+    ensure_image_base()
 
 
 def ensure_debian(missing: Sequence[tuple[str, str, str]]) -> None:
@@ -160,6 +162,15 @@ def ensure_foreign() -> None:
         print("building csi-provisioner for the tests, once: 3 minutes", file=sys.stderr)
         if failure := foreign.build_provisioner(go):
             left_out("tests with csi-provisioner", failure)
+
+
+def ensure_image_base() -> None:
+    """What our image is built on, as no registry is asked; by root, once for all checkouts."""
+    if image.BASE.exists() or os.geteuid() != 0 or shutil.which("debootstrap") is None:
+        return
+    print("making a base for the image, once: 2 minutes", file=sys.stderr)
+    if failure := image.make_base():
+        left_out("a build of our image", failure)
 
 
 def _installed(program: str) -> bool:

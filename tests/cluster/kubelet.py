@@ -29,7 +29,6 @@ from tests.servers.control_plane import ControlPlane, program
 from tests.servers.process import Server, ServerUnavailable, find_program, free_port
 
 IMAGE = "modelcache.test/busybox:1"
-CGROUP = "modelcache-test"
 DRIVER = "csi.modelcache.io"
 
 
@@ -93,7 +92,11 @@ SystemdCgroup = false
         for name in self._containers():
             self._ctr("--namespace=k8s.io", "tasks", "kill", "--signal=SIGKILL", name)
             self._ctr("--namespace=k8s.io", "tasks", "delete", "--force", name)
-        super().stop()
+        process, self._process = self._process, None
+        if process is not None:
+            self._end(process)
+        _unmount_below(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _containers(self) -> list[str]:
         if not self.socket.exists():
@@ -114,6 +117,7 @@ class Kubelet(Server):
         self._program = program("kubelet")
         self.root = self.folder / "kubelet"
         self.api_port = free_port()
+        self.cgroup = f"modelcache-test-{self.api_port}"
 
     def command(self) -> Sequence[str]:
         config = self.folder / "config.yaml"
@@ -129,7 +133,7 @@ class Kubelet(Server):
                     "authentication": {"anonymous": {"enabled": True}},
                     "authorization": {"mode": "AlwaysAllow"},
                     "cgroupDriver": "cgroupfs",
-                    "cgroupRoot": f"/{CGROUP}",
+                    "cgroupRoot": f"/{self.cgroup}",
                     "failCgroupV1": False,
                     "failSwapOn": False,
                     "containerRuntimeEndpoint": f"unix://{self._containerd.socket}",
@@ -155,7 +159,7 @@ class Kubelet(Server):
         )
 
     def start(self) -> None:
-        for folder in _cgroups():
+        for folder in _cgroups(self.cgroup):
             folder.mkdir(exist_ok=True)
         super().start()
 
@@ -171,25 +175,29 @@ class Kubelet(Server):
         process, self._process = self._process, None
         if process is not None:
             self._end(process)
-        for folder in _cgroups():
+        for folder in _cgroups(self.cgroup):
             for inner, _, _ in os.walk(folder, topdown=False):
                 with suppress(OSError):  # of a process that is about to end
                     Path(inner).rmdir()
-        for mounted in mounts_below(self.root):
-            unmount(mounted.target)
+        _unmount_below(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _cgroups() -> list[Path]:
+def _unmount_below(folder: Path) -> None:
+    for mounted in reversed(mounts_below(folder)):
+        unmount(Path(mounted.target))
+
+
+def _cgroups(name: str) -> list[Path]:
     """Ours, in each hierarchy of the machine; with cgroup v2 there is one."""
     root = Path("/sys/fs/cgroup")
     if (root / "cgroup.controllers").exists():
-        return [root / CGROUP]
-    return [each / CGROUP for each in root.iterdir() if each.is_dir() and not each.is_symlink()]
+        return [root / name]
+    return [each / name for each in root.iterdir() if each.is_dir() and not each.is_symlink()]
 
 
 def image_archive(path: Path) -> Path:
-    """An image with a static busybox in it, as `docker save` writes it."""
+    """An image with a static busybox in it, as `docker save` writes it; it sleeps."""
     busybox = shutil.which("busybox")
     if busybox is None:
         raise ServerUnavailable("busybox is not installed: apt-get install busybox-static")
@@ -208,7 +216,11 @@ def image_archive(path: Path) -> Path:
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Cmd": ["/bin/sleep", "1000000"], "Env": ["PATH=/bin"]},
+            # Arguments of whoever it stands for are no matter to it.
+            "config": {
+                "Entrypoint": ["/bin/sh", "-c", "trap exit TERM; sleep 1000000 & wait", "sleeping"],
+                "Env": ["PATH=/bin"],
+            },
             "rootfs": {
                 "type": "layers",
                 "diff_ids": [f"sha256:{sha256(layer.getvalue()).hexdigest()}"],

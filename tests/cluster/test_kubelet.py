@@ -17,9 +17,12 @@ from typing import Any
 
 import pytest
 from lightkube import ApiError, Client
+from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.admissionregistration_v1 import MutatingWebhookConfiguration
-from lightkube.resources.core_v1 import Node, Pod
+from lightkube.resources.core_v1 import Node, Pod, ServiceAccount
 from lightkube.resources.storage_v1 import CSIDriver, CSINode
+from lightkube.types import PatchType
+from msgspec import ValidationError
 
 from modelcache.faces.kubernetes.objects import NodeModels
 from modelcache.faces.webhook.tls import CertificateFiles
@@ -111,10 +114,10 @@ def register(client: Client, url: str, certificates: Certificates) -> None:
     client.create(MutatingWebhookConfiguration.from_dict(found))
 
 
-def drivers_of(client: Client) -> list[str]:
+def drivers_of(client: Client, node: str = NODE) -> list[str]:
     try:
-        found = client.get(CSINode, NODE)
-    except ApiError:
+        found = client.get(CSINode, node)
+    except (ApiError, ValidationError):  # not there; or none yet, which is `null`
         return []
     return [each.name for each in found.spec.drivers or []]
 
@@ -241,3 +244,28 @@ def test_a_model_that_cannot_be_had_is_told_in_the_pods_events(world: World, mod
 
     wait_until(told, WAIT_S)
     assert phase_of(world.client, "missing") == "Pending"
+
+
+def test_kubelet_hands_over_who_a_pod_is(
+    world: World, models: Models, monkeypatch: pytest.MonkeyPatch
+):
+    """The account has no role anywhere, which the agent can only say if it was told the account."""
+    asked = {"spec": {"tokenRequests": [{"audience": "sts.amazonaws.com"}]}}
+    world.client.patch(CSIDriver, DRIVER, asked, patch_type=PatchType.MERGE)
+    account = ServiceAccount(metadata=ObjectMeta(name="reader", namespace="default"))
+    world.client.create(account)
+    world.agents.close()
+    monkeypatch.setenv("MODELCACHE_ACCESS_MODE", "pod")
+    world.agents.enter_context(world.commands.agent(NODE))
+    ref = str(ref_to(models.add("m", MODEL_BYTES), "m"))
+    wanted = pod("known", f"{ref}=/models/m", world.out, SCRIPT)
+    assert wanted.spec is not None
+    wanted.spec.serviceAccountName = "reader"
+    created(world, wanted)
+
+    def told() -> bool:
+        said = events_of(world.client, "known").get("FailedMount", "")
+        return "system:serviceaccount:default:reader has no role" in said
+
+    wait_until(told, WAIT_S)
+    world.client.delete(ServiceAccount, "reader", namespace="default")
