@@ -40,6 +40,13 @@ class Containerd(Server):
         self._program = find_program("containerd", "apt-get install containerd runc")
         find_program("runc", "apt-get install runc")
         self.socket = self.folder / "containerd.sock"
+        kind = subprocess.run(
+            ["stat", "--file-system", "--format=%T", str(self.folder)],
+            capture_output=True,
+            check=True,
+        ).stdout.strip()
+        # One overlay cannot lie on another, as in a container; copies of all layers take long.
+        self._snapshotter = "native" if kind == b"overlayfs" else "overlayfs"
 
     def command(self) -> Sequence[str]:
         config = self.folder / "config.toml"
@@ -57,7 +64,7 @@ sandbox_image = "{IMAGE}"
 disable_apparmor = true
 restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".containerd]
-snapshotter = "native"
+snapshotter = "{self._snapshotter}"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
@@ -72,7 +79,11 @@ SystemdCgroup = false
     def load(self, archive: Path) -> None:
         """Have an image, as `docker save` writes it."""
         done = self._ctr(
-            "--namespace=k8s.io", "images", "import", "--snapshotter=native", str(archive)
+            "--namespace=k8s.io",
+            "images",
+            "import",
+            f"--snapshotter={self._snapshotter}",
+            str(archive),
         )
         assert not done.returncode, done.stderr.decode()
 

@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.kernel,
     pytest.mark.slow,
     needs_root,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
 ]
 NODE = "real-2"
 WAIT_S = 180.0
