@@ -62,6 +62,11 @@ class Concurrency:
             self._work = (now_s, 0)
             self._judge(work / (now_s - start_s))
 
+    def leap(self) -> None:
+        """Try all there may be at once; what does not pay is taken back as after any probe."""
+        self._work = None
+        self._try(self._limits.connections_max)
+
     def throttled(self) -> None:
         """The source asked for less."""
         self.limit = max(1, self.limit // 2)

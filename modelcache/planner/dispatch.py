@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from modelcache.domain.manifests import BlobId
 from modelcache.planner.board import Board
-from modelcache.planner.events import Fetch, SourceId
+from modelcache.planner.events import Fetch, SourceId, peer_source
 from modelcache.planner.lots import ORIGIN
 from modelcache.planner.readers import Readers
 from modelcache.planner.state import BlobState, SourceState
@@ -116,13 +116,33 @@ class Dispatch:
             blob, chunk = board.audits[0]
             state = board.blobs.get(blob)
             if state is not None and chunk in state.audits:
-                source = self.origin_of(state, now_s)
+                source = self._auditor(state, chunk, now_s)
                 if source is None:
                     return None
                 board.audits.popleft()
-                return board.launch(source, [(blob, chunk)], now_s, audit=True)
+                serve = source not in board.peers
+                return board.launch(source, [(blob, chunk)], now_s, audit=True, serve=serve)
             board.audits.popleft()
         return None
+
+    def _auditor(self, state: BlobState, chunk: int, now_s: float) -> SourceId | None:
+        """A node that has verified the blob, where that is enough to compare with; or the origin.
+
+        None to wait for either.
+        """
+        comparing = state.doubted and state.comparing and chunk not in state.disputed
+        if comparing and state.shares is not None:
+            peers = self._board.peers
+            others = [
+                (peers[source].in_flight, source)
+                for node in state.shares.complete
+                if (source := peer_source(node)) != state.came_from.get(chunk)
+                and now_s >= max(peers[source].blocked_until_s, peers[source].quarantined_until_s)
+            ]
+            if others:
+                _, source = min(others)
+                return source if self.free(source, now_s) > 0 else None
+        return self.origin_of(state, now_s)
 
     # Small blobs
 
@@ -235,18 +255,23 @@ class Dispatch:
         if board.stealing or fetchers < 2:  # noqa: PLR2004 - alone
             return False
         left = sum(board.blobs[blob].pending.count(ORIGIN) for _, _, blob in board.large)
-        limit = board.sources[source].concurrency.limit
-        return board.origins_in_flight >= self._from_seed(limit, left, fetchers)
+        seed = board.sources[source]
+        return board.origins_in_flight >= self._from_seed(seed, left, fetchers, now_s)
 
-    def _from_seed(self, limit: int, left: int, fetchers: int) -> int:
+    def _from_seed(self, seed: SourceState, left: int, fetchers: int, now_s: float) -> int:
         """Chunks that may be on their way from a seed which `fetchers` nodes read.
 
         A node's part of what one alone would open. More are not opened because that pays, for among
         nodes that share a link it pays whoever takes from the others: measured on eight shaped
-        links, the last node was ready half as late again.
+        links, the last node was ready half as late again. But where each connection brings so much
+        that it cannot be a shared link that holds it back, there is room for as many as keep
+        bringing it.
         """
-        share = max(self._limits.seed_connections_min, -(-limit // fetchers))
-        return max(1, min(share, left // self._limits.seed_left_share))
+        limits = self._limits
+        rate = seed.rate_at(now_s, limits.rate_memory_s)
+        roomy = min(seed.concurrency.limit, int(rate / limits.seed_connection_rate))
+        share = max(limits.seed_connections_min, -(-seed.concurrency.limit // fetchers), roomy)
+        return max(1, min(share, left // limits.seed_left_share))
 
     def _window_full(self, state: BlobState) -> bool:
         """Chunks read in order are kept near the front, and spread over blobs instead.
@@ -308,7 +333,7 @@ class Dispatch:
             key = (source not in board.leaving, peer.in_flight, peer.turn)
             if best is not None and key >= best:
                 continue
-            if not self._share_full(source):
+            if not self._share_full(source, now_s):
                 best, chosen = key, source
         if chosen is None:
             return None
@@ -320,7 +345,7 @@ class Dispatch:
         serve = self.serves(state, chosen)
         return board.launch(chosen, [(blob, first)], now_s, serve=serve)
 
-    def _share_full(self, source: SourceId) -> bool:
+    def _share_full(self, source: SourceId, now_s: float) -> bool:
         """Whether enough is on its way from one peer."""
         board = self._board
         in_flight = board.peers[source].in_flight
@@ -331,5 +356,6 @@ class Dispatch:
             return False
         # The seed of a swarm: as with an origin.
         left = sum(board.blobs[blob].pending.count(source) for _, _, blob in board.shares[source])
-        limit = board.peers[source].concurrency.limit
-        return in_flight >= self._from_seed(limit, left, state.shares.fetchers)
+        seed = board.peers[source]
+        fetchers = state.shares.fetchers
+        return in_flight >= self._from_seed(seed, left, fetchers, now_s)

@@ -198,9 +198,9 @@ class ChunkWanted:
 
 @dataclass(frozen=True, slots=True)
 class ChunkAudited:
-    """`attempt` has read a chunk again, from its origin; `same`: what the store has is right.
+    """`attempt` has read a chunk again; `same`: it is what the store has.
 
-    A chunk that was not the same has been replaced.
+    A chunk that was not the same as its origin's has been replaced. What a peer has replaces none.
     """
 
     attempt: AttemptId

@@ -73,6 +73,10 @@ class PlannerLimits:
     """An origin is read by all that fetch, each with its part of the connections that one would
     have. But not with only one: what comes from peers on a dozen connections would leave it too
     little of the link, and what is read here is what all others wait for."""
+    seed_connection_rate: float = 20e6
+    """Bytes a second of each connection from which on a swarm's node opens more of them to a seed
+    than its part. Nodes that share a seed's link get less as soon as there are a few of them; an
+    object store gives each connection about 50 MB/s, however many."""
     seed_left_share: int = 4
     """Chunks on their way from a seed are at most a quarter of those still to be read from it: a
     chunk read alone arrives sooner than beside others, and everybody waits for the last ones."""
@@ -88,6 +92,10 @@ class PlannerLimits:
     """And so many times longer than all peers together will take, and than this share of the time
     so far. Nodes that share an origin get uneven parts of it by chance: what one is ahead, others
     make good when it is done. To take over from them would only mean to give it to all others."""
+    demote_factor: float = 8.0
+    """A straggler that gives so many times less than peers usually do is asked for nothing more.
+    One that has given nothing counts as if it had given a chunk, so that it takes nine of the
+    others' to say so. Of eight nodes on busy processors one is soon four times behind by chance."""
     steal_after_s: float = 20.0
     """Before that nobody has had enough of anybody to say who is quicker."""
     steal_s: float = 10.0

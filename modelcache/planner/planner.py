@@ -2,12 +2,12 @@
 
 Every decision of a transfer is made here or in what this class is made of: `dispatch` (what next:
 largest blobs first, small ones in batches beside them; which source, how long a request, how many
-at once) and `swarm` (peers: who gives what, who is left alone), over the books that `board` keeps.
-What is left to this module is what becomes of an attempt: stored, failed, retried, hedged, given
-up. It is longer than a sitting, and stays together because each of these changes what the others
-mean. It must not know what a socket, a file or a clock is: time is an argument, jitter comes
-from the attempt's number, and so a run is repeated exactly by repeating its events. Production and
-the simulator run this same class.
+at once), `swarm` (peers: who gives what, who is left alone) and `audits` (who has lied), over the
+books that `board` keeps. What is left to this module is what becomes of an attempt: stored, failed,
+retried, hedged, given up. It is longer than a sitting, and stays together because each of these
+changes what the others mean. It must not know what a socket, a file or a clock is: time is an
+argument, jitter comes from the attempt's number, and so a run is repeated exactly by repeating its
+events. Production and the simulator run this same class.
 
 Life of a chunk:
 
@@ -28,6 +28,7 @@ from typing import Final
 
 from modelcache.domain.manifests import BlobId
 from modelcache.domain.members import NodeId
+from modelcache.planner.audits import Audits
 from modelcache.planner.board import Board
 from modelcache.planner.dispatch import Dispatch
 from modelcache.planner.events import (
@@ -83,6 +84,7 @@ class Planner:
         self._board = Board(limits, me)
         self._dispatch = Dispatch(self._board)
         self._swarm = Swarm(self._board)
+        self._audits = Audits(self._board)
         self._blobs = self._board.blobs
         self._attempts = self._board.attempts
         self._delayed: list[tuple[float, int, BlobId, int]] = []  # heap of (due, order, chunk)
@@ -101,6 +103,8 @@ class Planner:
                 if self._board.me != NOBODY and not self._blobs:
                     self._board.begun_s = now_s
                     self._board.gathering_until_s = now_s + self._limits.gathering_s
+                    for peer in self._board.peers.values():
+                        peer.received_bytes = 0  # how much each gives is a matter of this transfer
                 for added in blobs:
                     self._on_added(added, actions)
             case BlobDropped(blob):
@@ -133,7 +137,7 @@ class Planner:
             case PeerLeft(source):
                 self._swarm.left(source)
             case ChunkWanted():
-                self._on_wanted(event, actions)
+                self._on_wanted(event, now_s, actions)
             case ChunkAudited():
                 self._on_audited(event, now_s, actions)
             case Doubted():
@@ -145,9 +149,9 @@ class Planner:
                 self._board.origin_connections = connections
                 self._board.origins_rest_until_s = until_s
 
-    def _on_wanted(self, event: ChunkWanted, actions: list[Action]) -> None:
+    def _on_wanted(self, event: ChunkWanted, now_s: float, actions: list[Action]) -> None:
         if event.waiter is Waiter.PEER:
-            self._swarm.wanted(event)
+            self._swarm.wanted(event, now_s, actions)
         else:
             self._dispatch.readers.wanted(event, actions)
 
@@ -164,14 +168,20 @@ class Planner:
         attempt = self._attempts.get(event.attempt)
         if attempt is not None and attempt.remaining:
             attempt.remaining.popleft()
-        done = self._swarm.audited(event, now_s, actions)
         state = self._blobs.get(event.blob)
-        if done and state is not None and state.complete:
+        if state is None:
+            return
+        by = attempt.source if attempt is not None else state.sources[0]
+        liar = self._audits.audited(state, event, by)
+        if liar is not None:
+            self._swarm.lied(liar, now_s, actions)
+            self._audits.condemn(liar, actions)
+        if not state.audits and state.complete:
             self._finish(state, actions)  # what was replaced may have been all that was wrong
 
     def _on_doubted(self, event: Doubted, actions: list[Action]) -> None:
         state = self._blobs.get(event.blob)
-        if state is None or self._swarm.doubt(state, event.chunks):
+        if state is None or self._audits.doubt(state, event.chunks):
             return
         actions.append(Forget(event.blob, event.chunks))
         self._on_lost(ChunksLost(event.blob, event.chunks), actions)
@@ -274,12 +284,16 @@ class Planner:
         source = self._board.source(attempt.source)
         remedy = Remedy.CANCELLED if attempt.cancelled else event.failure.remedy
         if attempt.audit:
-            self._rest(source, event, now_s)
+            if attempt.source in self._board.peers and remedy is not Remedy.CANCELLED:
+                self._on_peer_failed(attempt, event, now_s, actions)
+            else:
+                self._rest(source, event, now_s)
             self._audit_again(attempt, actions)
         elif remedy is Remedy.CANCELLED:
             self._requeue_all(attempt)
         elif attempt.source in self._board.peers:
             self._on_peer_failed(attempt, event, now_s, actions)
+            self._requeue_all(attempt)
         elif remedy is Remedy.REFUSED:
             self._refuse(attempt, event, actions)
         else:
@@ -302,7 +316,6 @@ class Planner:
                 self._swarm.failed(attempt.source, now_s, actions, bad=True)
             case _:
                 self._swarm.failed(attempt.source, now_s, actions, bad=False)
-        self._requeue_all(attempt)
 
     def _audit_again(self, attempt: Attempt, actions: list[Action]) -> None:
         """An audit that was cut off, if it was; the origin has had its pause."""
@@ -345,13 +358,15 @@ class Planner:
             saturated = attempt.source in self._board.shares
         else:
             saturated = bool(self._board.large or self._board.small)
+            if self._board.shares:  # in a swarm it is not always the limit that holds back
+                saturated = saturated and source.in_flight >= source.concurrency.limit
         source.concurrency.done(size, chunk_bytes, now_s, saturated=saturated, requests=requests)
         attempt.since_s = now_s
         attempt.hedged = False
 
     def _finish(self, state: BlobState, actions: list[Action]) -> None:
         """Have it verified and published, once, and not while an audit may change a chunk of it."""
-        if not state.finished and self._swarm.audits_over(state, actions):
+        if not state.finished and self._audits.over(state, actions):
             state.finished = True
             self._board.forget_queues(state)
             actions.append(Finish(state.blob))

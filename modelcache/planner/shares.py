@@ -34,6 +34,7 @@ class Shares:
         "_names",
         "_ring",
         "_seeds",
+        "_slow",
         "_stolen",
         "complete",
         "grid",
@@ -50,6 +51,7 @@ class Shares:
         self._had: dict[int, NodeId] = {}  # chunks, and a fetching or leaving node that has each
         self._stolen: set[int] = set()  # chunks that the origin is to give, whoever has them
         self._mine: set[int] = set()  # chunks that somebody expects from here
+        self._slow: set[NodeId] = set()  # nodes that are asked only where nobody else can be
         self._names: dict[str, SourceId] = {}
 
     @property
@@ -96,9 +98,9 @@ class Shares:
         if not complete and (holding.state is HoldingState.NONE or holding.grid != self.grid):
             return self.left(node)
         self._holdings[node] = holding
+        if node in self._slow or (complete and node in self.complete):
+            return ()
         if complete:
-            if node in self.complete:
-                return ()
             self.complete = tuple(sorted((*self.complete, node)))
             self._seeds.add(node)
             self._ring.remove(node)
@@ -125,13 +127,26 @@ class Shares:
         """A node is not to be asked any more."""
         if self._holdings.pop(node, None) is None:
             return ()
-        lost = [chunk for chunk, other in self._had.items() if other == node]
-        for chunk in lost:
-            del self._had[chunk]
+        lost = self._not_had(node)
         if node in self.complete:
             self._not_complete(node)
             return range(self.grid.count)
         return self._moved(self._ring.remove(node) + lost)
+
+    def demote(self, node: NodeId) -> Iterable[int]:
+        """A node without all of it is so slow that others read its share, also what it has.
+
+        What it has stays known: it may be asked once more for what comes from nobody else.
+        """
+        self._slow.add(node)
+        return self._moved(self._ring.remove(node) + self._not_had(node))
+
+    def _not_had(self, node: NodeId) -> list[int]:
+        """Chunks that are not to be asked of a node any more because it has them."""
+        lost = [chunk for chunk, other in self._had.items() if other == node]
+        for chunk in lost:
+            del self._had[chunk]
+        return lost
 
     def _moved(self, chunks: list[int]) -> Iterable[int]:
         """Where nodes have all of it, one fetcher may decide whether they are asked at once."""

@@ -28,6 +28,9 @@ class BlobState:
         "audits",
         "blob",
         "came_from",
+        "compared",
+        "comparing",
+        "disputed",
         "doubted",
         "failures",
         "finished",
@@ -79,6 +82,9 @@ class BlobState:
         self.came_from = dict.fromkeys(sorted(added.relayed), UNKNOWN_PEER)
         self.doubted = 0  # rounds of audits so far
         self.audits: set[int] = set()  # chunks being audited
+        self.comparing = True  # with nodes that have the blob verified, before the origin
+        self.compared: set[int] = set()  # chunks that are the same there
+        self.disputed: dict[int, SourceId] = {}  # and that are not, and where
 
     @property
     def rank(self) -> tuple[int, int, BlobId]:
@@ -95,7 +101,7 @@ class BlobState:
         self.stored[chunk] = 1
         self.stored_count += 1
         self.pending.discard(chunk)
-        self.came_from.pop(chunk, None)
+        self._forget_giver_of(chunk)
         self.failures.pop(chunk, None)
 
     def lose(self, chunk: int) -> None:
@@ -103,7 +109,7 @@ class BlobState:
         if self.stored[chunk]:
             self.stored[chunk] = 0
             self.stored_count -= 1
-        self.came_from.pop(chunk, None)
+        self._forget_giver_of(chunk)
         self.pending.add(chunk, chunk + 1)
 
     def lose_all(self) -> None:
@@ -111,7 +117,14 @@ class BlobState:
         self.stored = bytearray(self.grid.count)
         self.stored_count = 0
         self.came_from.clear()
+        self.compared.clear()
+        self.disputed.clear()
         self.pending.add(0, self.grid.count)
+
+    def _forget_giver_of(self, chunk: int) -> None:
+        self.came_from.pop(chunk, None)
+        self.compared.discard(chunk)
+        self.disputed.pop(chunk, None)
 
 
 class SourceState:
@@ -193,9 +206,10 @@ class SourceState:
 class PeerState(SourceState):
     """How one peer behaves."""
 
-    __slots__ = ("late", "quarantined_until_s", "quarantines", "turn")
+    __slots__ = ("late", "quarantined_until_s", "quarantines", "since_s", "turn")
 
-    def __init__(self, limits: PlannerLimits) -> None:
+    def __init__(self, limits: PlannerLimits, since_s: float) -> None:
+        """since_s: when it was first heard of."""
         super().__init__(
             replace(
                 limits,
@@ -203,6 +217,7 @@ class PeerState(SourceState):
                 connections_max=limits.peer_complete_connections,
             )
         )
+        self.since_s = since_s
         self.quarantined_until_s = 0.0
         self.quarantines = 0  # in a row
         self.turn = 0  # when it was asked last, in the order of all askings

@@ -1,16 +1,11 @@
 """Peers: who has joined, who is left alone for a while, and who has lied.
 
 It turns what peers say and do into shares of the work (`Shares`), which is all that dispatch looks
-at. It owns quarantine, what is taken over from stragglers, and audits.
-
-An audit finds out who gave wrong bytes, once a blob is complete and not what its origin says. Of
-what each peer gave, more and more chunks are read again from the origin: twice as many in each
-round. The first that differs tells who lied; all that came from there is fetched anew.
+at. It owns quarantine, and what is taken over from stragglers; who has lied is found by `audits`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from modelcache.domain.holdings import HoldingState
@@ -19,9 +14,7 @@ from modelcache.planner.board import Board
 from modelcache.planner.events import (
     Action,
     Announce,
-    ChunkAudited,
     ChunkWanted,
-    Forget,
     PeerTold,
     Quarantine,
     SourceId,
@@ -29,9 +22,8 @@ from modelcache.planner.events import (
 )
 from modelcache.planner.shares import Shares
 from modelcache.planner.state import BlobState, PeerState
+from modelcache.planner.weighing import Weighing
 
-AUDITS_FIRST: Final = 1  # chunks of each peer in the first round: a liar rarely lies once
-STEAL_PATIENCE: Final = 3  # checks in a row: rates are known by then
 STEALS_MAX: Final = 8  # chunks taken from a peer's share at one check
 TAKE_OVER_LOOK: Final = 256  # chunks looked at for one that would be ours
 
@@ -43,7 +35,7 @@ class Swarm:
         self._board = board
         self._limits = board.limits
         self._check_s = 0.0
-        self._quicker = 0  # checks in a row at which origins alone would have been
+        self._weighing = Weighing(board)
 
     @property
     def check_s(self) -> float:
@@ -62,7 +54,7 @@ class Swarm:
         node = peer_of(event.source)
         if state is None or node is None or node == self._board.me or not state.ranges:
             return
-        peer = self._peer(event.source)
+        peer = self._peer(event.source, now_s)
         if now_s < peer.quarantined_until_s:
             return
         if state.small:
@@ -83,10 +75,10 @@ class Swarm:
         state.pending.move(state.shares.told(node, event.holding))
         self._board.settle_all(state)
 
-    def _peer(self, source: SourceId) -> PeerState:
+    def _peer(self, source: SourceId, now_s: float) -> PeerState:
         peer = self._board.peers.get(source)
         if peer is None:
-            peer = self._board.peers[source] = PeerState(self._limits)
+            peer = self._board.peers[source] = PeerState(self._limits, now_s)
         return peer
 
     def left(self, source: SourceId) -> None:
@@ -101,19 +93,38 @@ class Swarm:
         if state is not None:
             self._left_blob(state, source)
 
-    def wanted(self, event: ChunkWanted) -> None:
+    def wanted(self, event: ChunkWanted, now_s: float, actions: list[Action]) -> None:
         """Somebody waits for a chunk: it is ours now, and goes first."""
         state = self._board.blobs.get(event.blob)
         if state is None or state.small or not 0 <= event.chunk < state.grid.count:
             return
         if state.stored[event.chunk]:
             self._vouch(state, event.chunk)
+        fresh = state.shares is not None and state.shares.expected(event.chunk)
         if not state.pending.waits(event.chunk):
+            if fresh:
+                self._not_from_peers(state, event.chunk, now_s, actions)
             return
-        if state.shares is not None and state.shares.expected(event.chunk):
+        if fresh:
             state.pending.move((event.chunk,))
             self._board.settle_all(state)
         self._board.urgent.append((event.blob, event.chunk))
+
+    def _not_from_peers(
+        self, state: BlobState, chunk: int, now_s: float, actions: list[Action]
+    ) -> None:
+        """Wait no longer for what could not be passed on, if the origin would have given it by now.
+
+        Not before: nodes that have just heard of each other often ask for what comes in a moment.
+        """
+        board = self._board
+        assert state.shares is not None, "peers have shares"  # noqa: S101
+        patience_s = self._limits.steal_factor * self._usual_s()
+        for attempt_id in state.flying.get(chunk, ()):
+            attempt = board.attempts[attempt_id]
+            late = now_s - attempt.since_s > patience_s
+            if late and attempt.source in board.peers and not state.shares.vouches(attempt.source):
+                board.cancel(attempt, actions)
 
     def _vouch(self, state: BlobState, chunk: int) -> None:
         """Let a chunk be passed on that came from a peer, by reading it again from the origin.
@@ -141,6 +152,15 @@ class Swarm:
         if bad or peer.failures_in_row > 1:
             self.quarantine(source, now_s, actions)
 
+    def lied(self, source: SourceId, now_s: float, actions: list[Action]) -> None:
+        """A peer has given wrong bytes: it has a long rest, however often that is found."""
+        peer = self._board.peers.get(source)
+        resting = (
+            peer is not None and peer.quarantined_until_s > now_s + self._limits.quarantine_max_s
+        )
+        if peer is not None and not resting:
+            self.quarantine(source, now_s, actions, lied=True)
+
     def quarantine(
         self, source: SourceId, now_s: float, actions: list[Action], *, lied: bool = False
     ) -> None:
@@ -167,16 +187,17 @@ class Swarm:
         board = self._board
         if not board.sources:
             return False
-        settled = now_s - board.begun_s > self._limits.steal_after_s
-        self._quicker = self._quicker + 1 if settled and self._is_quicker(now_s) else 0
-        board.stealing = self._quicker >= STEAL_PATIENCE
+        owed = sum(self._pending_bytes(source) for source in board.shares)
+        board.stealing = self._weighing.origins(now_s, owed)
         if board.large:
             return False
         if board.stealing:
             moved = self._take_last(now_s)
         else:
             longest_s, longest = self._longest(now_s)
-            moved = self._is_straggler(longest_s, now_s) and self._take_over(longest)
+            moved = self._is_straggler(longest_s, now_s) and (
+                self._demote(longest, now_s, actions) or self._take_over(longest)
+            )
         if moved:
             actions.append(Announce())
         return moved
@@ -187,8 +208,7 @@ class Swarm:
         so_far_s = now_s - board.begun_s
         patience_s = limits.steal_factor * self._usual_s()
         owed = sum(self._owed(source) for source in board.shares)
-        given = sum(peer.received_bytes for peer in board.peers.values())
-        all_s = owed * so_far_s / max(given, 1)  # that all of them together will take
+        all_s = owed * so_far_s / max(self._given(), 1)  # that all of them together will take
         return longest_s > max(
             patience_s, limits.straggler_share * so_far_s, limits.straggler_factor * all_s
         )
@@ -199,6 +219,34 @@ class Swarm:
         peer.late += 1
         if peer.late > 1:
             self.quarantine(source, now_s, actions)
+
+    def _demote(self, source: SourceId, now_s: float, actions: list[Action]) -> bool:
+        """Ask nothing more of a peer that gives a fraction of what the others do.
+
+        Also not what it has: it sends that to all of the cell on a link that is too slow for one.
+        """
+        board = self._board
+        node = peer_of(source)
+        if now_s - board.begun_s <= self._limits.steal_after_s:
+            return False
+        paces = sorted(
+            self._pace(each, now_s) for each, peer in board.peers.items() if peer.received_bytes
+        )
+        usual = paces[len(paces) // 2] if paces else 0.0
+        if node is None or self._at_least(source, now_s) * self._limits.demote_factor > usual:
+            return False
+        moved = False
+        for state in board.blobs.values():
+            if state.shares is None or node in state.shares.complete:
+                continue
+            state.pending.move(state.shares.demote(node))
+            board.settle_all(state)
+            moved = True
+        if moved:
+            for attempt in board.attempts.values():
+                if attempt.source == source:
+                    board.cancel(attempt, actions)
+        return moved
 
     def _take_over(self, source: SourceId) -> bool:
         """Read what a peer has not read yet and would be ours if it were not there.
@@ -226,11 +274,13 @@ class Swarm:
     def _take_last(self, now_s: float) -> bool:
         """Read what peers may have read: origins are so much faster than peers together.
 
-        As much as origins bring until the next check, of the longest shares.
+        As much as all connections bring until the check after next, of the longest shares.
         """
         board = self._board
         moved = False
-        budget = self._origins_rate() * self._limits.check_every_s
+        sources = board.sources.values()
+        rate = max((source.rate * source.concurrency.limit for source in sources), default=0.0)
+        budget = rate * 2 * self._limits.check_every_s
         while budget > 0 and board.shares:
             _, longest = self._longest(now_s)
             state = board.blobs[board.shares[longest][-1][2]]
@@ -242,11 +292,6 @@ class Swarm:
                 budget -= state.grid.chunk_bytes
                 moved = True
         return moved
-
-    def _origins_rate(self) -> float:
-        """The most that origins have brought here: with all that others read beside it."""
-        found = (source.best_rate for source in self._board.sources.values())
-        return max(found, default=0.0)
 
     def _make_mine(self, state: BlobState, chunk: int) -> None:
         assert state.shares is not None, "peers have shares"  # noqa: S101
@@ -263,12 +308,22 @@ class Swarm:
 
         Not at that of the last seconds: among a dozen streams one is often left out for as long.
         """
+        return self._owed(source) / self._at_least(source, now_s)
+
+    def _at_least(self, source: SourceId, now_s: float) -> float:
+        """The pace of a peer that owes chunks, as if one more of them had just come.
+
+        So that one who has given nothing yet is no straggler.
+        """
         board = self._board
-        peer = board.peers[source]
-        queue = board.shares[source]
-        # As if one chunk had just come, so that one who has given nothing yet is no straggler.
-        given = max(peer.received_bytes, board.blobs[queue[0][2]].grid.chunk_bytes)
-        return self._owed(source) * (now_s - board.begun_s) / given
+        chunk_bytes = board.blobs[board.shares[source][0][2]].grid.chunk_bytes
+        return self._pace(source, now_s, least=chunk_bytes)
+
+    def _pace(self, source: SourceId, now_s: float, least: int = 0) -> float:
+        """Bytes a second that a peer has given since it is known; as if it were `least` of them."""
+        peer = self._board.peers[source]
+        known_s = now_s - max(self._board.begun_s, peer.since_s)
+        return max(peer.received_bytes, least) / max(known_s, self._limits.check_every_s)
 
     def _owed(self, source: SourceId) -> int:
         """Bytes that wait for a peer, or are on their way from it."""
@@ -285,89 +340,12 @@ class Swarm:
             for _, _, blob in board.shares[source]
         )
 
+    def _given(self) -> int:
+        """Bytes that came from peers so far."""
+        return sum(peer.received_bytes for peer in self._board.peers.values())
+
     def _usual_s(self) -> float:
         """How long a chunk usually takes from origins."""
         sources = self._board.sources.values()
         samples = sorted(seconds for source in sources for seconds in source.durations[0])
         return samples[len(samples) // 2] if samples else self._limits.hedge_unknown_s
-
-    def _is_quicker(self, now_s: float) -> bool:
-        """Whether origins alone would bring all that peers owe in much less time than they do."""
-        board = self._board
-        owed = sum(self._pending_bytes(source) for source in board.shares)
-        rate = sum(peer.rate_at(now_s, self._limits.rate_memory_s) for peer in board.peers.values())
-        peers_s = owed / max(rate, 1.0)
-        limits = self._limits
-        origins_s = owed / max(self._origins_rate(), 1.0)
-        quicker = peers_s > limits.steal_s and peers_s > limits.steal_factor * origins_s
-        # While our own share is being read, origins have no room for more.
-        return quicker and (board.stealing or not board.large)
-
-    # Audits
-
-    def doubt(self, state: BlobState, chunks: Sequence[int]) -> bool:
-        """Begin a round of audits; False if no chunk is left that a peer could have falsified.
-
-        chunks: that may be at fault; none named: all.
-        """
-        by_source: dict[SourceId, list[int]] = {}
-        for chunk in sorted(state.came_from.keys() & chunks if chunks else state.came_from):
-            by_source.setdefault(state.came_from[chunk], []).append(chunk)
-        if not by_source:
-            return False
-        state.finished = False
-        count = AUDITS_FIRST << state.doubted
-        state.doubted += 1
-        for source in sorted(by_source):
-            given = by_source[source]
-            step = max(1, len(given) // count)
-            for chunk in given[::step][:count]:
-                state.audits.add(chunk)
-                self._board.audits.append((state.blob, chunk))
-        return True
-
-    def audits_over(self, state: BlobState, actions: list[Action]) -> bool:
-        """Whether none is under way. Those of a complete blob that nobody doubts are let go of.
-
-        They were for others who wait for a chunk; once the blob is verified they may have it.
-        """
-        if state.audits and not state.doubted:
-            under_way: set[int] = set()
-            for attempt in self._board.attempts.values():
-                mine = {chunk for blob, chunk in attempt.remaining if blob == state.blob}
-                if attempt.audit and mine:
-                    under_way |= mine
-                    self._board.cancel(attempt, actions)
-            state.audits &= under_way
-        return not state.audits
-
-    def audited(self, event: ChunkAudited, now_s: float, actions: list[Action]) -> bool:
-        """One chunk was read again; True when the blob may be looked at as a whole again."""
-        state = self._board.blobs.get(event.blob)
-        if state is None:
-            return False
-        state.audits.discard(event.chunk)
-        source = state.came_from.pop(event.chunk, None)
-        if not event.same and source is not None:
-            self._condemn(source, now_s, actions)
-        return not state.audits
-
-    def _condemn(self, source: SourceId, now_s: float, actions: list[Action]) -> None:
-        """A peer has lied: nothing that came from it is believed."""
-        if source in self._board.peers:
-            self.quarantine(source, now_s, actions, lied=True)
-        for state in list(self._board.blobs.values()):
-            if state.finished and state.complete:
-                continue  # being verified: that tells
-            # Those that are being audited are put right by that.
-            chunks = [
-                chunk
-                for chunk, by in state.came_from.items()
-                if by == source and chunk not in state.audits
-            ]
-            if not chunks:
-                continue
-            for chunk in sorted(chunks):
-                state.lose(chunk)
-            actions.append(Forget(state.blob, tuple(sorted(chunks))))
-            self._board.enqueue(state)

@@ -131,8 +131,12 @@ class Reader:
         attempt.place += 1
         if attempt.fetch.audit:
             node.tally.wasted += copy.grid.span(chunk).size_bytes
-            same = copy.vouch(chunk)
-            node.server.stored(copy, chunk)
+            if attempt.fetch.serve:
+                same = copy.vouch(chunk)
+                node.server.stored(copy, chunk)
+            else:
+                same = not attempt.false and chunk not in copy.wrong
+                attempt.false = False
             node.feed(ChunkAudited(number, blob, chunk, same))
             return
         if not copy.store(chunk, served=attempt.fetch.serve, wrong=attempt.false):

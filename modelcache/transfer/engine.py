@@ -556,7 +556,7 @@ class Transfer:
     def _chunk_audited(self, attempt: AttemptId, job: BlobJob, chunk: int, same: bool) -> None:
         with self._changed:
             if not same:
-                self._note(f"chunk {chunk} of {job.file.path} was wrong, and is mended")
+                self._note(f"chunk {chunk} of {job.file.path} was another when it was read again")
             self._feed(ChunkAudited(attempt, job.file.blob, chunk, same))
 
     def _small_stored(self, attempt: AttemptId, jobs: list[BlobJob]) -> None:

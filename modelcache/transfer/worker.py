@@ -277,20 +277,22 @@ class Worker:
     def _audit_chunk(self, part: _Part) -> None:
         """Read a stored chunk again, and replace it if it is not the same.
 
-        From here on others may have it in either case: it is as its origin has it.
+        From here on others may have it in either case: it is as its origin has it. What a peer has
+        is only compared.
         """
         job, chunk = part.job, part.chunk
         blocks: list[Block] = []
         try:
             hashed = self._receive_chunk(part, blocks)
             same = part.writer.is_done(chunk) and part.writer.chunk_hash(chunk) == hashed.xxh3
-            if not same:
+            if not same and part.fetch.serve:
                 if part.writer.is_done(chunk):
                     job.lose([chunk])
                 self._write_over(part, hashed, blocks)
         finally:
             _release(blocks)
-        job.serve(chunk)
+        if part.fetch.serve:
+            job.serve(chunk)
         self._tools.chunk_audited(part.fetch.attempt, job, chunk, same)
 
     def _receive_chunk(self, part: _Part, blocks: list[Block]) -> ChunkHash:

@@ -133,6 +133,7 @@ def test_hedges_stay_within_their_budget(blobs: list[BlobAdded], seed: int) -> N
     assert hedged <= max(CHUNK, PATIENT.hedge_share * planned)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

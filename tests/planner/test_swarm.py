@@ -364,8 +364,8 @@ def test_a_blob_is_not_looked_at_as_a_whole_while_an_audit_may_change_it() -> No
     desk = Desk()
     desk.start(desk.fetching(ANN), desk.fetching(BOB))
     lie = set(desk.run()[peer_source(ANN)])
-    desk.tell(desk.complete(BOB))
     desk.tell(Doubted(BLOB))
+    desk.tell(desk.complete(BOB))
     audits = audit_of(desk)
     first = next(fetch for fetch in audits if fetch.runs[0].first in lie)
     del desk.open[first.attempt]
@@ -380,6 +380,75 @@ def test_a_blob_is_not_looked_at_as_a_whole_while_an_audit_may_change_it() -> No
         desk.tell(ChunkAudited(fetch.attempt, BLOB, chunk, chunk not in lie))
         desk.tell(AttemptEnded(fetch.attempt, 0.01))
     assert desk.actions.count(Finish(BLOB)) == 2
+
+
+def compare_all(desk: Desk, *, lie: set[int], liar: NodeId) -> list[Fetch]:
+    """Every audit ends: `lie` is wrong here, and `liar`, if asked, says what nobody else does."""
+    ended = []
+    while audits := audit_of(desk):
+        fetch = audits[0]
+        del desk.open[fetch.attempt]
+        chunk = fetch.runs[0].first
+        same = chunk not in lie and fetch.source != peer_source(liar)
+        desk.tell(ChunkAudited(fetch.attempt, BLOB, chunk, same))
+        desk.tell(AttemptEnded(fetch.attempt, 0.01))
+        ended.append(fetch)
+    return ended
+
+
+def test_chunks_are_compared_with_a_verified_node_and_the_origin_decides_what_differs() -> None:
+    desk = Desk()
+    desk.start(desk.fetching(ANN), desk.fetching(BOB), desk.fetching(CY))
+    lie = set(desk.run()[peer_source(ANN)][:2])
+    desk.tell(desk.complete(CY))
+    desk.tell(Doubted(BLOB))
+    ended = compare_all(desk, lie=lie, liar=ANN)
+    read = [fetch.runs[0].first for fetch in ended if fetch.source == ORIGIN]
+    compared = {fetch.runs[0].first for fetch in ended if fetch.source == peer_source(CY)}
+    assert set(read) <= lie, "the origin is asked for nothing else"
+    assert compared & lie
+    assert all(fetch.serve == (fetch.source == ORIGIN) for fetch in ended)
+    (quarantine,) = [a for a in desk.actions if isinstance(a, Quarantine)]
+    assert (quarantine.source, quarantine.lied) == (peer_source(ANN), True)
+
+
+def test_who_compares_falsely_is_the_liar() -> None:
+    desk = Desk()
+    desk.start(desk.fetching(ANN), desk.fetching(BOB), desk.fetching(CY))
+    desk.run()
+    desk.tell(desk.complete(CY))
+    desk.tell(Doubted(BLOB))
+    compare_all(desk, lie=set(), liar=CY)
+    assert [a.source for a in desk.actions if isinstance(a, Quarantine)] == [peer_source(CY)]
+
+
+def test_where_all_that_is_compared_is_the_same_the_origin_is_read() -> None:
+    """A liar that says it has verified the blob says the same twice."""
+    desk = Desk()
+    desk.start(desk.fetching(ANN), desk.fetching(BOB))
+    came = desk.run()
+    desk.tell(desk.complete(CY))
+    rounds = []
+    for _ in range(3):
+        desk.tell(Doubted(BLOB))
+        rounds.append({fetch.source for fetch in compare_all(desk, lie=set(), liar=BOB)})
+        if rounds[-1] == {ORIGIN}:
+            break
+    assert rounds[0] == {peer_source(CY)}
+    assert rounds[-1] == {ORIGIN}
+    assert came
+
+
+def test_an_audit_that_a_peer_cannot_answer_is_made_at_the_origin() -> None:
+    desk = Desk(8)
+    desk.start(desk.fetching(ANN))
+    desk.run()
+    desk.tell(desk.complete(CY))
+    desk.tell(Doubted(BLOB))
+    for fetch in audit_of(desk):
+        del desk.open[fetch.attempt]
+        desk.tell(AttemptFailed(fetch.attempt, Failure(Remedy.REFUSED, "not_held"), BLOB))
+    assert {fetch.source for fetch in audit_of(desk)} == {ORIGIN}
 
 
 @pytest.mark.parametrize("ends", ["ended", "failed"])
@@ -452,6 +521,61 @@ def test_who_is_done_takes_over_what_a_slow_peer_has_not_read_and_tells() -> Non
     assert Announce() in desk.actions
     desk.run()
     assert Finish(BLOB) in desk.actions
+
+
+def slow_peer(desk: Desk, *, gives: int = 0) -> SourceId:
+    """Of ANN's chunks only the first `gives` come, and all that others owe; some time passes."""
+    anns = owned(desk, ME, ANN, BOB, CY)[ANN]
+    desk.start(desk.fetching(ANN, *anns), desk.fetching(BOB), desk.fetching(CY))
+    slow = peer_source(ANN)
+    while others := [f for f in desk.open.values() if f.source != slow or gives > 0]:
+        fetch = next((f for f in others if f.source == slow), others[0])
+        gives -= fetch.source == slow
+        desk.deliver(fetch)
+    desk.now_s += LIMITS.steal_after_s
+    desk.tell(Paused(False))
+    return slow
+
+
+def test_a_peer_that_gives_a_fraction_of_what_others_do_is_asked_for_nothing_more() -> None:
+    desk = Desk(120)
+    slow = slow_peer(desk)
+    stuck = [fetch for fetch in desk.open.values() if fetch.source == slow]
+    assert stuck, "it was asked"
+    assert {Cancel(fetch.attempt) for fetch in stuck} <= set(desk.actions)
+    for fetch in stuck:
+        desk.fail(fetch, Remedy.CANCELLED)
+    anns = owned(desk, ME, ANN, BOB, CY)[ANN]
+    desk.tell(desk.fetching(ANN, *anns))  # saying again what it has does not help it
+    came = desk.run()
+    assert slow not in came
+    assert {*came[ORIGIN], *came[peer_source(BOB)], *came[peer_source(CY)]} >= set(anns)
+    assert Finish(BLOB) in desk.actions
+
+
+def test_a_peer_that_is_only_slower_keeps_what_it_is_reading() -> None:
+    desk = Desk(120)
+    slow = slow_peer(desk, gives=10)
+    assert any(fetch.source == slow for fetch in desk.open.values())
+    assert not [action for action in desk.actions if isinstance(action, Cancel)]
+    assert slow in desk.run()
+
+
+@pytest.mark.parametrize(("chunk_s", "widens"), [(0.3, True), (4.0, False)])
+def test_a_swarm_opens_more_to_an_origin_only_while_chunks_come_quickly(
+    chunk_s: float, widens: bool
+) -> None:
+    """As many as come in that time: what 4 s take comes over a link that others share."""
+    desk = Desk(400)
+    desk.start(desk.fetching(ANN), desk.fetching(BOB), desk.fetching(CY))
+    most = 0
+    for _ in range(40):
+        mine = [fetch for fetch in desk.open.values() if fetch.source == ORIGIN]
+        most = max(most, len(mine))
+        desk.now_s += chunk_s - 0.1 * len(mine)
+        for fetch in mine:
+            desk.deliver(fetch)
+    assert (most > LIMITS.seed_connections_min) is widens
 
 
 def test_lost_chunks_of_a_small_blob_come_from_who_has_it() -> None:
