@@ -170,9 +170,9 @@ def _ended(
         "holders": holders,
         "fetchers": fetchers,
         "spread_s": scenario.start_spread_s,
-        "predicted_s": promise.predicted_s,
-        "p50_s": promise.p50_s,
-        "p90_s": promise.p90_s,
-        "seconds": at_s - seat.starts_s,
+        "predicted_s": round(promise.predicted_s, 3),
+        "p50_s": round(promise.p50_s, 3),
+        "p90_s": round(promise.p90_s, 3),
+        "seconds": round(at_s - seat.starts_s, 3),
         "finished": finished,
     }
