@@ -78,6 +78,7 @@ ALL = {
     "csi.controller.enabled": True,
     "csi.controller.storageClasses": [CLASS],
     "csi.livenessProbe.enabled": True,
+    "csi.tokenRequests": [{"audience": "sts.amazonaws.com", "expirationSeconds": 3600}],
     "monitoring.podMonitor": True,
     "networkPolicy.enabled": True,
     "peers.tls.enabled": True,
@@ -622,6 +623,7 @@ NEVER = {
         *[f"{verb} modelprefetches" for verb in ("create", "patch", "delete")],
         *[f"{verb} leases" for verb in ("get", "create", "update")],
         *["create pods/exec", "create serviceaccounts/token", "list events"],
+        *["get serviceaccounts", "delete servicecidrs"],
     ],
     "controller": [
         *[f"{verb} nodes" for verb in ("update", "delete", "create")],
@@ -655,6 +657,7 @@ GROUPS = {
     "modelprefetches": names.GROUP,
     "mutatingwebhookconfigurations": "admissionregistration.k8s.io",
     "nodemodels": names.GROUP,
+    "servicecidrs": "networking.k8s.io",
 }
 
 
@@ -665,6 +668,23 @@ def test_accounts_may_do_no_more(client: Client, installed: list[Object], compon
     wait_until(lambda: _may(client, component, known[component]))
     for asked in (*NEVER[component], *ALWAYS_NEVER):
         assert not _may(client, component, asked), asked
+
+
+def test_the_cluster_tells_an_agent_which_networks_are_its_services(
+    client: Client, installed: list[Object]
+):
+    del installed
+    wait_until(lambda: _may(client, "agent", "list servicecidrs"))
+
+
+def test_accounts_are_read_only_where_pods_show_who_they_are():
+    def rules(values: dict[str, Any]) -> list[Any]:
+        found = by_key(rendered(values))[("ClusterRole", "modelcache-agent")]["rules"]
+        return [each for each in found if "serviceaccounts" in each["resources"]]
+
+    assert rules({}) == []
+    (rule,) = rules({"csi.tokenRequests": [{"audience": "sts.amazonaws.com"}]})
+    assert rule["verbs"] == ["get"]
 
 
 # Policies

@@ -64,8 +64,14 @@ def test_announcements_arrive_as_they_were_said():
 
 @pytest.mark.parametrize("stale", [True, False])
 def test_questions_arrive_as_they_were_asked(stale: bool):
-    asked = ResolveRequest("hf://org/näme?include=*.json", 0.5, stale=stale)
+    asked = ResolveRequest("hf://org/näme?include=*.json", 0.5, stale=stale, for_pods=stale)
     assert ResolveRequest.from_json(asked.to_json()) == asked
+
+
+def test_who_does_not_say_that_it_is_for_pods_asks_for_itself():
+    """As nodes of earlier versions do, while a cluster is upgraded."""
+    earlier = b'{"ref": "hf://org/name", "max_age_s": 0, "stale": false}'
+    assert not ResolveRequest.from_json(earlier).for_pods
 
 
 def test_fields_of_newer_versions_are_left_alone():
