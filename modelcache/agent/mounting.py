@@ -23,7 +23,7 @@ from modelcache.transfer.report import ProgressCallback
 
 ASKED_AGAIN_S: Final = 2.0  # who waits is no reason to try again sooner than after that
 STEP_S: Final = 0.1  # how often it is looked whether somebody stops it
-STOP_S: Final = 30.0  # a pull that was told to stop has let go of its origin by then
+STOP_S: Final = 10.0  # a pull that was told to stop has let go of its origin by then
 
 
 class StreamingPull:
