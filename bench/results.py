@@ -365,7 +365,7 @@ def _mount(runs: Sequence[Mapping[str, Any]]) -> str:
     ]
     return (
         "## Streaming mounts\n\n`python -m bench mount`; a model of 1 GiB in four shards. Of "
-        "complete models, with a cache on the disk for rclone and s3fs:\n\n"
+        "complete models, with a cache on the disk for rclone and s3fs, the best of each:\n\n"
         + _table(["mount", *ways], mount.complete_rows(runs))
         + "\nOf empty nodes, from MinIO on the same machine; reads begin when it is mounted:\n\n"
         + _table(["mount", *waits], mount.empty_rows(runs))
