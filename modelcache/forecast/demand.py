@@ -20,10 +20,14 @@ SLOPE_SAMPLES_MAX: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Requests a second that came in, as seen at a time (seconds of any one clock)."""
+    """Requests a second that came in, as seen at a time (seconds of any one clock).
+
+    waiting: requests that had come and were not begun; 0 where nobody counts them.
+    """
 
     at_s: float
     rate: float
+    waiting: float = 0.0
 
 
 def rate_between(before: float, after: float, elapsed_s: float) -> float | None:

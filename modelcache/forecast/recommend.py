@@ -27,6 +27,10 @@ GROWTHS_MIN: Final = 20
 """With fewer, a quantile such as 0.95 is the largest value seen; the slope says more."""
 SLOPE_S: Final = 60.0
 """A shorter window follows the noise of single requests, a longer one is late on a burst."""
+DRAIN_MIN_S: Final = 15.0
+"""What waits is not to be gone sooner, however soon a replica would be ready."""
+SLOPE_MAX_S: Final = 300.0
+"""The further ahead, the further back, but a ramp that began five minutes ago is one by now."""
 REPLICAS_MAX: Final = 100_000  # far above what a cluster has; what is above is a mistake of units
 
 
@@ -57,27 +61,34 @@ def replicas_for(rate: float, per_replica: float) -> int:
 def growth_within(samples: Sequence[Sample], horizon_s: float, level: float) -> float:
     """Requests a second that may come on top within the horizon; never below 0. samples: some.
 
-    What is asked for now has to be served now, so that a fall is no reason for fewer. A history too
-    short for quantiles goes by its slope, and at most by as much as demand did grow within the last
-    horizon: a few seconds' slope says nothing of the next ten minutes.
+    What is asked for now has to be served now, so that a fall is no reason for fewer. It is the
+    more of two: a quantile of how it grew within such spans, which needs a history; and the slope
+    of now, for a ramp that is under way stands in no span that is over. A slope counts at most as
+    much as demand did grow within the last horizon: a few seconds of it say nothing of the next ten
+    minutes.
     """
+    last = samples[-1]
+    least = min(each.rate for each in samples if each.at_s >= last.at_s - horizon_s)
+    window_s = min(SLOPE_MAX_S, max(SLOPE_S, horizon_s))
+    ramp = min(slope(samples, window_s) * horizon_s, last.rate - least)
     seen = growths(samples, horizon_s)
-    if len(seen) < GROWTHS_MIN:
-        last = samples[-1]
-        least = min(each.rate for each in samples if each.at_s >= last.at_s - horizon_s)
-        return max(0.0, min(slope(samples, SLOPE_S) * horizon_s, last.rate - least))
-    return max(0.0, quantile(seen, level))
+    usual = quantile(seen, level) if len(seen) >= GROWTHS_MIN else 0.0
+    return max(0.0, ramp, usual)
 
 
 def recommended_replicas(
     samples: Sequence[Sample], *, horizon_s: float, costs: Costs, per_replica: float
 ) -> int | None:
-    """Replicas to have, or None where no demand is known. horizon_s: L + D. Raises UsageError."""
+    """Replicas to have, or None where no demand is known. horizon_s: L + D. Raises UsageError.
+
+    What waits is to be gone by the time that a replica which is begun now would be ready: with just
+    enough for what comes, it would wait for ever.
+    """
     if not samples:
         return None
-    rate = samples[-1].rate
+    rate, waiting = samples[-1].rate, max(0.0, samples[-1].waiting)
     growth = growth_within(samples, horizon_s, costs.level) if rate > 0 else 0.0
-    return replicas_for(rate + growth, per_replica)
+    return replicas_for(rate + growth + waiting / max(DRAIN_MIN_S, horizon_s), per_replica)
 
 
 def hot_spares(recommended_warm: int, ready: int, ready_within_lead: int) -> int:

@@ -110,6 +110,16 @@ def test_a_counter_that_began_anew_counts_from_zero():
     assert rate_between(1, 2, 0) is None
 
 
+def test_what_waits_is_to_be_gone_within_the_horizon():
+    samples = [*steady(24.0, 50), Sample(500, 24.0, waiting=240)]
+    found = recommended_replicas(samples, horizon_s=60, costs=COSTS, per_replica=2)
+    assert found == (24 + 240 / 60) / 2
+    nothing_comes = [Sample(0, 0.0, waiting=3)]
+    assert recommended_replicas(nothing_comes, horizon_s=600, costs=COSTS, per_replica=2) == 1
+    soon = recommended_replicas(nothing_comes, horizon_s=0, costs=COSTS, per_replica=0.01)
+    assert soon == 3 / 15 / 0.01
+
+
 def test_a_step_is_no_slope():
     for before in range(1, 12):
         step = [Sample(i * 10.0, 24.0 if i >= before else 2.0) for i in range(20)]

@@ -27,7 +27,10 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class FromPods:
-    """Samples of pods' metrics, added up. selector: of the pods; counter: whose rate is meant."""
+    """Samples of pods' metrics, added up. selector: of the pods; counter: whose rate is meant.
+
+    waiting: a gauge of requests that wait; empty where there is none.
+    """
 
     selector: Mapping[str, str]
     port: int
@@ -35,13 +38,15 @@ class FromPods:
     metric: str
     labels: Mapping[str, str]
     counter: bool
+    waiting: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class FromPrometheus:
-    """What a query gives: one number."""
+    """What a query gives: one number. waiting: another, of requests that wait; or empty."""
 
     query: str
+    waiting: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +137,9 @@ def _source(
 ) -> FromPods | FromPrometheus | None:
     pods, prometheus = demand.get("pods"), demand.get("prometheus")
     if prometheus:
-        return FromPrometheus(str(prometheus.get("query") or ""))
+        return FromPrometheus(
+            str(prometheus.get("query") or ""), str(prometheus.get("waitingQuery") or "")
+        )
     if not pods:
         return None
     return FromPods(
@@ -142,6 +149,7 @@ def _source(
         metric=str(pods["metric"]),
         labels=dict(pods.get("labels") or {}),
         counter=pods.get("type", "counter") == "counter",
+        waiting=str(pods.get("waitingMetric") or ""),
     )
 
 

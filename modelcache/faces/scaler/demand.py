@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic
@@ -37,7 +37,9 @@ STALE_MIN_S: Final = 15.0
 class Reads(Protocol):
     """What answers: see `scraping.Scraper`."""
 
-    def metric(self, host: str, port: int, path: str, metric: str, labels: dict[str, str]) -> float:
+    def metrics(
+        self, host: str, port: int, path: str, names: Sequence[str], labels: Mapping[str, str]
+    ) -> list[float | None]:
         """See the class."""
         ...
 
@@ -138,27 +140,28 @@ class Demand:
                 self._pool.submit(self._read, scale, history, view)
 
     def _read(self, scale: Scale, history: _History, view: View) -> None:
-        problem, rate = "", None
+        problem, found = "", None
         try:
-            rate = self._rate(scale, history, view)
+            found = self._asked(scale, history, view)
         except ModelcacheError as error:
             problem = error.message
         finally:
             with self._lock:
                 history.reading = False
                 told, history.problem = history.problem, problem
-                if rate is not None:
-                    _append(history, Sample(monotonic(), rate))
-        if rate is not None:
+                if found is not None:
+                    _append(history, Sample(monotonic(), *found))
+        if found is not None:
             self._changed(scale.key)
         if problem and problem != told and self._log is not None:
             self._log.warning("demand_unknown", scale=scale.slot_key, message=problem[:200])
 
-    def _rate(self, scale: Scale, history: _History, view: View) -> float | None:
-        """Requests a second now; None where it takes another reading to tell."""
+    def _asked(self, scale: Scale, history: _History, view: View) -> tuple[float, float] | None:
+        """Requests a second now, and those that wait; None where it takes another reading."""
         source = history.source
         if isinstance(source, FromPrometheus):
-            return max(0.0, self._scraper.query(source.query))
+            waiting = self._scraper.query(source.waiting) if source.waiting else 0.0
+            return max(0.0, self._scraper.query(source.query)), max(0.0, waiting)
         pods = [
             pod
             for pod in view.pods_with(scale.key[0], source.selector)
@@ -166,9 +169,9 @@ class Demand:
         ]
         if len(pods) > PODS_MAX:
             raise UsageError(f"{len(pods)} pods are too many to read one by one; use prometheus")
-        values = self._values(source, pods)
+        values, waiting = self._values(source, pods)
         if not source.counter:
-            return max(0.0, math.fsum(value for _, value in values.values()))
+            return max(0.0, math.fsum(value for _, value in values.values())), waiting
         known: list[float] = []
         for uid, (at_s, value) in values.items():
             before = history.counters.get(uid)
@@ -180,23 +183,29 @@ class Demand:
             rate = rate_between(before[1], value, at_s - before[0])
             known += [] if rate is None else [rate]
         history.counters = values
-        return math.fsum(known) if known or not values else None
+        return (math.fsum(known), waiting) if known or not values else None
 
-    def _values(self, source: FromPods, pods: list[PodFacts]) -> dict[str, tuple[float, float]]:
-        """When and what, by the pods' uids. A pod that has counted nothing yet has no sample."""
+    def _values(
+        self, source: FromPods, pods: list[PodFacts]
+    ) -> tuple[dict[str, tuple[float, float]], float]:
+        """When and what, by the pods' uids; and how many wait.
+
+        A pod that has counted nothing yet has no sample. Raises NotFound where none has one.
+        """
         values: dict[str, tuple[float, float]] = {}
-        lacking: NotFound | None = None
+        known, waiting = False, 0.0
+        names = [source.metric, *([source.waiting] if source.waiting else [])]
         for pod in pods:
-            try:
-                value = self._scraper.metric(
-                    pod.address, source.port, source.path, source.metric, dict(source.labels)
-                )
-            except NotFound as error:
-                value, lacking = 0.0, error
-            values[pod.uid] = (monotonic(), value)
-        if lacking is not None and not any(value for _, value in values.values()):
-            raise lacking
-        return values
+            found = self._scraper.metrics(
+                pod.address, source.port, source.path, names, source.labels
+            )
+            known |= found[0] is not None
+            values[pod.uid] = (monotonic(), found[0] or 0.0)
+            waiting += (found[1] or 0.0) if source.waiting else 0.0
+        if pods and not known:
+            where = f"{pods[0].address}:{source.port}{source.path}"
+            raise NotFound(f"{where} has no sample {source.metric} with these labels")
+        return values, max(0.0, waiting)
 
 
 def _append(history: _History, sample: Sample) -> None:

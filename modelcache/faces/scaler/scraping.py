@@ -7,7 +7,7 @@ is never repeated to anybody.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -15,7 +15,7 @@ from typing import Any, Final
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
-from modelcache.errors import CorruptData, NotFound, SourceUnavailable, UsageError
+from modelcache.errors import CorruptData, SourceUnavailable, UsageError
 
 BODY_BYTES_MAX: Final = 8 << 20  # an inference server's metrics take some hundred KiB
 ANSWER_S: Final = 3.0
@@ -41,19 +41,20 @@ class Scraper:
         """Close connections."""
         self._client.close()
 
-    def metric(
-        self, host: str, port: int, path: str, metric: str, labels: Mapping[str, str]
-    ) -> float:
-        """All samples of a metric that have these labels, added up.
+    def metrics(
+        self, host: str, port: int, path: str, names: Sequence[str], labels: Mapping[str, str]
+    ) -> list[float | None]:
+        """For each metric all samples that have these labels, added up; None where there is none.
 
-        Raises SourceUnavailable, NotFound where there is no such sample, CorruptData.
+        Raises SourceUnavailable, CorruptData.
         """
         where = f"[{host}]" if ":" in host else host
         body = self._get(f"http://{where}:{port}{path}", {"Accept": _TEXT})
-        found = [value for value in _samples(body, metric, labels) if math.isfinite(value)]
-        if not found:
-            raise NotFound(f"{host}:{port}{path} has no sample {metric} with these labels")
-        return math.fsum(found)
+        found = [
+            [value for value in _samples(body, name, labels) if math.isfinite(value)]
+            for name in names
+        ]
+        return [math.fsum(values) if values else None for values in found]
 
     def query(self, query: str) -> float:
         """The one number that a query gives.

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from prometheus_client import CollectorRegistry, Counter, start_http_server
 
-from modelcache.errors import CorruptData, NotFound, SourceUnavailable, UsageError
+from modelcache.errors import CorruptData, SourceUnavailable, UsageError
 from modelcache.faces.scaler import scraping
 from modelcache.faces.scaler.scraping import Scraper
 
@@ -61,13 +61,14 @@ def test_a_counter_of_the_usual_library_is_read_and_added_up(scraper: Scraper):
     port = server.server_address[1]
     try:
         name = "vllm:request_success_total"
-        read = scraper.metric("127.0.0.1", port, "/metrics", name, {"model": "llama"})
-        assert read == 7
-        assert scraper.metric("127.0.0.1", port, "/metrics", name, {}) == 107
-        with pytest.raises(NotFound, match="no sample"):
-            scraper.metric("127.0.0.1", port, "/metrics", name, {"model": "mistral"})
-        with pytest.raises(NotFound):
-            scraper.metric("127.0.0.1", port, "/metrics", "vllm:request", {})
+        names = [name, "vllm:request"]
+
+        def read(**labels: str) -> list[float | None]:
+            return scraper.metrics("127.0.0.1", port, "/metrics", names, labels)
+
+        assert read(model="llama") == [7, None]
+        assert read() == [107, None]
+        assert read(model="mistral") == [None, None]
     finally:
         server.shutdown()
         thread.join()
@@ -76,19 +77,19 @@ def test_a_counter_of_the_usual_library_is_read_and_added_up(scraper: Scraper):
 
 def test_what_is_no_metrics_is_told_as_such(scraper: Scraper):
     with answering(b'requests{a="b 5\n') as (port, _), pytest.raises(CorruptData):
-        scraper.metric("127.0.0.1", port, "/metrics", "requests", {})
-    with answering(b"requests NaN\n") as (port, _), pytest.raises(NotFound):
-        scraper.metric("127.0.0.1", port, "/metrics", "requests", {})
+        scraper.metrics("127.0.0.1", port, "/metrics", ["requests"], {})
+    with answering(b"requests NaN\n") as (port, _):
+        assert scraper.metrics("127.0.0.1", port, "/metrics", ["requests"], {}) == [None]
     with answering(b"no", 503) as (port, _), pytest.raises(SourceUnavailable, match="503"):
-        scraper.metric("127.0.0.1", port, "/metrics", "requests", {})
+        scraper.metrics("127.0.0.1", port, "/metrics", ["requests"], {})
     with pytest.raises(SourceUnavailable, match="does not answer"):
-        scraper.metric("127.0.0.1", port, "/metrics", "requests", {})
+        scraper.metrics("127.0.0.1", port, "/metrics", ["requests"], {})
 
 
 def test_an_answer_has_a_size(scraper: Scraper, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scraping, "BODY_BYTES_MAX", 1000)
     with answering(b"x 1\n" * 1000) as (port, _), pytest.raises(SourceUnavailable, match="1000"):
-        scraper.metric("127.0.0.1", port, "/metrics", "x", {})
+        scraper.metrics("127.0.0.1", port, "/metrics", ["x"], {})
 
 
 def test_nobody_is_sent_elsewhere(scraper: Scraper):
@@ -96,7 +97,7 @@ def test_nobody_is_sent_elsewhere(scraper: Scraper):
         location = {"Location": f"http://127.0.0.1:{there}/metrics"}
         with answering(b"", 302, location) as (port, _):
             with pytest.raises(SourceUnavailable, match="302"):
-                scraper.metric("127.0.0.1", port, "/metrics", "x", {})
+                scraper.metrics("127.0.0.1", port, "/metrics", ["x"], {})
             assert not asked
 
 
