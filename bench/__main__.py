@@ -8,6 +8,7 @@ serve    the peer plane beside other servers: what a GB costs the one that gives
 simulate the planner on up to 5,000 nodes, in virtual time (--quick: up to 256 of them)
 swarm    eight agents on hosts of their own, every link shaped, and the same simulated (root)
 mount    streaming mounts beside a bind mount, rclone's and s3fs (root)
+autoscale autoscalers and slow starts, simulated; external metrics with a real API server
 estimate predicted starts, simulated and on three hosts whose links change (root for the latter)
 publish  a volume of a warm model, as kubelet asks for it (root)
 load     tensors, beside other loaders (wants `make .venv/.load`: several GB, so only if named)
@@ -42,6 +43,8 @@ from bench import (
     swarm,
     warm,
 )
+from bench.autoscale import answers
+from bench.autoscale import study as study_of_scaling
 from bench.contenders import TOOLS
 from bench.origins import SMALL_BYTES, Scenario, Transport
 from tests.servers.process import TOOLS as PROGRAMS
@@ -51,7 +54,7 @@ TOOLS_BIN = PROGRAMS / "bin"
 LOADERS = ("torch", "safetensors", "runai-model-streamer", "fastsafetensors")
 STUDIES = (
     *("pull", "warm", "io", "client", "serve", "simulate", "swarm", "publish", "mount"),
-    "estimate",
+    *("estimate", "autoscale"),
 )
 SIZES = {Scenario.FILE: 4 * GIB, Scenario.MODEL: 4 * GIB, Scenario.SMALL: 10_000 * SMALL_BYTES}
 QUICK = {Scenario.FILE: GIB, Scenario.MODEL: GIB, Scenario.SMALL: 1_000 * SMALL_BYTES}
@@ -84,6 +87,10 @@ def main() -> None:
                 "load": lambda: load.measure_loaders(
                     folder, 1 if options.quick else options.rounds, quick=options.quick
                 ),
+                "autoscale": lambda: [
+                    *study_of_scaling.measure(quick=options.quick),
+                    *answers.measure_answers(quick=options.quick),
+                ],
                 "estimate": lambda: estimate.measure(folder, quick=options.quick),
                 "simulate": lambda: simulate.measure(quick=options.quick),
             }[study]()

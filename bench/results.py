@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any, Final
 
 from bench import estimate, load, mount, publish, serve, simulate_report, swarm
+from bench.autoscale import report as autoscaling
 from bench.contenders import DISK, LIMITS, MEMORY_4, MEMORY_8, MODELCACHE
 from bench.origins import Scenario, Transport
 
@@ -122,6 +123,10 @@ def write() -> None:
         numbers = _load(study)
         if numbers:
             parts.append(table(numbers["runs"]))
+    scaled = _load("autoscale")
+    if scaled:
+        parts.append(autoscaling.tables(scaled["runs"], _table))
+        autoscaling.plot(scaled["runs"], HERE)
     simulated = _load("simulate")
     if simulated:
         parts.append(simulate_report.tables(simulated, _table))
@@ -436,6 +441,7 @@ TARGETS: Final[tuple[tuple[str, Callable[[Any], list[tuple[str, str, str, bool]]
     ("serve", lambda runs: [serve.target(runs)]),
     ("swarm", swarm.targets),
     ("estimate", estimate.targets),
+    ("autoscale", autoscaling.targets),
     ("publish", lambda runs: [publish.target(runs)]),
     ("mount", mount.targets),
     ("load", load.targets),
