@@ -210,8 +210,8 @@ def _cgroups(name: str) -> list[Path]:
 def image_archive(path: Path) -> Path:
     """An image with a static busybox in it, as `docker save` writes it; it sleeps."""
     busybox = shutil.which("busybox")
-    if busybox is None:
-        raise ServerUnavailable("busybox is not installed: apt-get install busybox-static")
+    if busybox is None or b"/ld-linux" in Path(busybox).read_bytes():
+        raise ServerUnavailable("no static busybox is installed: apt-get install busybox-static")
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
         for name in ("bin", "tmp", "etc"):
