@@ -124,7 +124,7 @@ def scaler(  # noqa: PLR0917 - one parameter for each option
             listen=parse_listen(listen) if files or service else None,
             files=files,
             service=_named(service),
-            secret=_named(secret or f"{service}{SECRET_SUFFIX}"),
+            secret=_named(secret or (f"{service}{SECRET_SUFFIX}" if service else "")),
             plain=parse_listen(plain_listen),
             keda=parse_listen(keda_listen) if keda_listen else None,
             kubeconfig=kubeconfig,

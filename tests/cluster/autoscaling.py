@@ -58,7 +58,8 @@ def registered(plane: ControlPlane, folder: Path, *flags: str) -> Iterator[Scale
             client.create(Namespace.from_dict({"metadata": {"name": NAMESPACE}}))
         objects = [_on_this_machine(each, port) for each in component("scaler")]
         objects = [each for each in objects if each["kind"] != "Deployment"]
-        kubectl.apply(objects)
+        # Before it answers it would count as not available, and be asked again ever less often.
+        kubectl.apply([each for each in objects if each["kind"] != "APIService"])
         config = _kubeconfig(plane, kubectl.token("modelcache-scaler"), folder)
         log = folder / "scaler.log"
         with log.open("wb") as file:
@@ -79,8 +80,9 @@ def registered(plane: ControlPlane, folder: Path, *flags: str) -> Iterator[Scale
             )
         try:
             made = ScalerProcess(process, port, plain, log)
-            wait_until(lambda: _answers(made))
-            wait_until(lambda: _available(client) == "True", 60)
+            wait_until(lambda: _answers(made), 90)
+            kubectl.apply([each for each in objects if each["kind"] == "APIService"])
+            wait_until(lambda: _available(client) == "True", 90)
             yield made
         finally:
             process.terminate()

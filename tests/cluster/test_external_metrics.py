@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 from lightkube import Client
-from lightkube.resources.core_v1 import Node, Pod, ServiceAccount
+from lightkube.resources.core_v1 import ConfigMap, Node, Pod, ServiceAccount
+from lightkube.types import PatchType
 
 from modelcache.faces.kubernetes.objects import ModelScale, NodeModels
 from tests.cluster.autoscaling import (
@@ -199,6 +200,33 @@ def test_a_certificate_of_another_authority_gets_no_connection(
     )
     with pytest.raises((ssl.SSLError, ConnectionError)):
         ask(scaler, PATH, USER, forged)
+
+
+def test_another_authority_of_the_front_proxy_is_followed(
+    scaler: ScalerProcess, plane: ControlPlane, client: Client, tmp_path: Path
+):
+    """API servers publish it; those that are replaced bring their own, beside the one before."""
+    make_scale(client, "llama")
+    next_one = Authority(tmp_path)
+    shown = next_one.issue("next", FRONT_PROXY, (f"DNS:{FRONT_PROXY}",), usage="clientAuth")
+
+    def answered(certificates: Certificates) -> int:
+        try:
+            return ask(scaler, PATH, USER, certificates)[0]
+        except (ssl.SSLError, ConnectionError):
+            return 0
+
+    assert answered(shown) == 0
+    name, namespace = "extension-apiserver-authentication", "kube-system"
+    key = "requestheader-client-ca-file"
+    before = client.get(ConfigMap, name, namespace=namespace).data or {}
+    both = {key: f"{before[key]}{next_one.ca_file.read_text()}"}
+    client.patch(ConfigMap, name, {"data": both}, namespace=namespace, patch_type=PatchType.MERGE)
+    wait_until(lambda: answered(shown) == 200)
+    wait_until(lambda: answered(plane.api.front_proxy) == 200)
+    client.patch(ConfigMap, name, {"data": before}, namespace=namespace, patch_type=PatchType.MERGE)
+    wait_until(lambda: answered(shown) == 0)
+    wait_until(lambda: answered(plane.api.front_proxy) == 200)
 
 
 def test_callers_of_the_api_server_need_the_right(
