@@ -1,13 +1,17 @@
-"""Memory that tensors live in: aligned for direct reads, given back when the last of them goes."""
+"""Memory that tensors live in: aligned for direct reads, given back when the last of them goes.
+
+Huge pages are not asked for. With the usual settings that makes a fault look for 2 MiB in one piece
+and move other memory about until there is one; on a machine whose page cache has been at work for
+an hour loads took up to twice as long with them, and twice the CPU (bench/load). Where they are to
+be had for nothing, `transparent_hugepage/enabled=always` gives them unasked.
+"""
 
 from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
-
-HUGE_BYTES: Final = 2 << 20  # a huge page of x86-64 and of arm64 with 4 KiB pages
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,33 +30,6 @@ Allocate = Callable[[int], Memory]
 
 
 def anonymous(size_bytes: int) -> Memory:
-    """Private zero pages, on a page boundary; large ones in huge pages, which fault less often."""
-    huge = size_bytes >= HUGE_BYTES
-    # Python has no way to ask for an aligned mapping; what is never touched takes no memory.
-    arena = mmap.mmap(
-        -1,
-        size_bytes + (HUGE_BYTES if huge else 0),
-        flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
-    )
-    offset = 0
-    if huge:
-        offset = -_address(arena) % HUGE_BYTES
-        _advise_huge(arena, offset, size_bytes // HUGE_BYTES * HUGE_BYTES)
-    return Memory(memoryview(arena)[offset : offset + size_bytes], arena, offset)
-
-
-def _address(arena: mmap.mmap) -> int:
-    import ctypes  # noqa: PLC0415 - only for large tensors
-
-    return ctypes.addressof(ctypes.c_char.from_buffer(arena))
-
-
-def _advise_huge(arena: mmap.mmap, start: int, length: int) -> None:
-    """All but what would be the start of a last, mostly empty huge page."""
-    rest = start + length
-    try:
-        arena.madvise(mmap.MADV_HUGEPAGE, start, length)
-        if rest < len(arena):
-            arena.madvise(mmap.MADV_NOHUGEPAGE, rest, len(arena) - rest)
-    except (AttributeError, OSError):
-        return  # a kernel without transparent huge pages: slower by some percent, no more
+    """Private zero pages, on a page boundary."""
+    arena = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return Memory(memoryview(arena), arena, 0)
