@@ -154,6 +154,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "a scaler without external metrics": {
         "scaler.enabled": True,
         "scaler.externalMetrics.enabled": False,
+        "monitoring.podMonitor": True,
     },
     "service monitors": {
         "monitoring.serviceMonitor": True,

@@ -7,7 +7,7 @@ so that whoever asks reads what is ready, and waits for nobody.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final
@@ -21,7 +21,7 @@ from modelcache.errors import UsageError
 from modelcache.faces.controller.view import NodeView, view_of
 from modelcache.faces.kubernetes.informer import Informer, Log
 from modelcache.faces.kubernetes.objects import ModelScale, NodeModels
-from modelcache.faces.scaler.declared import Key, Scale, key_of, scale_of
+from modelcache.faces.scaler.declared import FromPods, Key, Scale, key_of, scale_of
 from modelcache.faces.scaler.facts import (
     FINISHED,
     Meta,
@@ -44,6 +44,28 @@ class Report:
 
     metadata: Meta
     view: NodeView
+
+
+class Chosen:
+    """Pods by what is asked for: each is looked at once, however many scales there are."""
+
+    def __init__(
+        self, pods: Iterable[PodFacts], asked: Iterable[tuple[str, Mapping[str, str]]]
+    ) -> None:
+        """asked: namespaces and selectors, none of them empty."""
+        self._found: dict[tuple[str, str, str], list[PodFacts]] = {
+            _first(namespace, selector): [] for namespace, selector in asked
+        }
+        for pod in pods:
+            for name, value in pod.labels.items():
+                found = self._found.get((pod.metadata.namespace, name, value))
+                if found is not None:
+                    found.append(pod)
+
+    def of(self, namespace: str, selector: Mapping[str, str]) -> tuple[PodFacts, ...]:
+        """Those of a namespace that have these labels."""
+        found = self._found.get(_first(namespace, selector), ())
+        return tuple(pod for pod in found if pod.has(selector))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +91,11 @@ class View:
     servers: Mapping[Key, Server] = field(default_factory=dict)
     places: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
     reports: Mapping[str, NodeView] = field(default_factory=dict)
-    pods_by_namespace: Mapping[str, tuple[PodFacts, ...]] = field(default_factory=dict)
+    pods: Chosen = field(default_factory=lambda: Chosen((), ()))
 
     def pods_with(self, namespace: str, selector: Mapping[str, str]) -> tuple[PodFacts, ...]:
-        """Pods of a namespace that have these labels."""
-        return tuple(pod for pod in self.pods_by_namespace.get(namespace, ()) if pod.has(selector))
+        """Pods of a namespace that have these labels, which a scale has to have asked for."""
+        return self.pods.of(namespace, selector)
 
 
 class Cluster:
@@ -164,22 +186,19 @@ class Cluster:
             if not each.view.silent(now_s)
         }
         pods = self._pods.items()
-        by_namespace: dict[str, list[PodFacts]] = {}
-        for pod in pods:
-            by_namespace.setdefault(pod.metadata.namespace, []).append(pod)
         named = _Names(scales.values(), reports.values())
-        frozen = {name: tuple(found) for name, found in by_namespace.items()}
+        chosen = Chosen(pods, _selectors(scales.values()))
         return View(
             number=number,
             at_s=now_s,
             scales=scales,
             refused=refused,
-            servers={key: _server(each, frozen, named) for key, each in scales.items()},
+            servers={key: _server(each, chosen, named) for key, each in scales.items()},
             places=_places(
                 scales.values(), self._nodes.items(), used_devices(pods), reports, named
             ),
             reports=reports,
-            pods_by_namespace=frozen,
+            pods=chosen,
         )
 
     def _read_scales(self) -> tuple[dict[Key, Scale], dict[Key, str]]:
@@ -232,11 +251,22 @@ class _Names:
         self.sizes[key] = max(size_bytes, self.sizes.get(key, 0))
 
 
-def _server(scale: Scale, pods: Mapping[str, tuple[PodFacts, ...]], named: _Names) -> Server:
-    mine = tuple(pod for pod in pods.get(scale.key[0], ()) if pod.has(scale.selector))
+def _selectors(scales: Iterable[Scale]) -> Iterator[tuple[str, Mapping[str, str]]]:
+    for scale in scales:
+        yield scale.key[0], scale.selector
+        if isinstance(scale.source, FromPods):
+            yield scale.key[0], scale.source.selector
+
+
+def _first(namespace: str, selector: Mapping[str, str]) -> tuple[str, str, str]:
+    name, value = next(iter(selector.items()))
+    return namespace, name, value
+
+
+def _server(scale: Scale, pods: Chosen, named: _Names) -> Server:
     slot_key = scale.slot_key
     return Server(
-        pods=mine,
+        pods=pods.of(scale.key[0], scale.selector),
         model_id=named.ids.get(slot_key, scale.model_id),
         model_bytes=named.sizes.get(slot_key, 0),
     )
