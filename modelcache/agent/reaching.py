@@ -3,7 +3,8 @@
 An agent stands where a pod does not: on the node, past the network policies of the pod's namespace.
 So a pod's ref may name no address of the node and no Service of the cluster, be it by a name that
 is resolved to one. By the text what can be told is told when it is asked for; the rest is refused
-where connections are made (`transfer.refused_networks`). What somebody else wants too, as a
+where connections are made (`transfer.refused_networks`). Nor are headers of the settings, which may
+be a token, sent to whatever host a pod names. What somebody else wants too, as a
 ModelPrefetch does, and hosts that only settings name, are the platform's own choice.
 """
 
@@ -52,11 +53,16 @@ class Reach:
 
     def settings_for(self, ref: Ref, *, tenants_only: bool) -> Settings:
         """The settings to ask a ref's origin with. tenants_only: only pods want it."""
-        if not tenants_only or not named_host(ref) or self._is_free(ref):
-            return self._settings
-        transfer = self._settings.transfer
+        settings = self._settings
+        if not tenants_only or not named_host(ref):
+            return settings
+        if settings.http.headers and not settings.http.hosts:
+            settings = replace(settings, http=replace(settings.http, headers=()))
+        if self._is_free(ref):
+            return settings
+        transfer = settings.transfer
         networks = (*transfer.refused_networks, *NODE_NETWORKS, *self._services)
-        return replace(self._settings, transfer=replace(transfer, refused_networks=networks))
+        return replace(settings, transfer=replace(transfer, refused_networks=networks))
 
     def _is_free(self, ref: Ref) -> bool:
         access = self._settings.access

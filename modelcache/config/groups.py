@@ -189,6 +189,9 @@ class HttpSettings:
     """PEM bundle to trust."""
     headers: tuple[str, ...] = ()
     """Extra `Name: value` headers, for example a bearer token. Sent to the ref's own host only."""
+    hosts: tuple[str, ...] = ()
+    """Globs of the hosts, with a port or without, that get them; none named: any that a ref names,
+    unless only pods want it, for a pod could name a host of its own to learn what they say."""
 
 
 @dataclass(frozen=True, slots=True)

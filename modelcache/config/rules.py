@@ -97,6 +97,12 @@ def broken_rules(settings: Settings) -> Iterator[str]:
     if service and len([part for part in service.split("/") if part]) != 2:  # noqa: PLR2004
         yield f"kubernetes.peers_service: {service[:80]!r} is not namespace/name"
     yield from _broken_peer_rules(settings.peers)
+    shares = settings.peers.members or settings.peers.dns or service
+    if shares and settings.peers.wait_s >= transfer.stall_timeout_s:
+        yield (
+            "peers.wait_s must be less than transfer.stall_timeout_s: who waits for a chunk would "
+            "give up before there is an answer"
+        )
 
 
 def _broken_stream_rules(stream: StreamSettings) -> Iterator[str]:

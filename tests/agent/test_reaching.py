@@ -13,7 +13,7 @@ import pytest
 from modelcache.agent.node import Node
 from modelcache.agent.pulling import resolve_from_any
 from modelcache.agent.reaching import Reach
-from modelcache.config import AccessSettings, MirrorSettings, Settings
+from modelcache.config import AccessSettings, HttpSettings, MirrorSettings, Settings
 from modelcache.domain.refs import Ref, parse_ref
 from modelcache.domain.wanted import ModelPhase
 from modelcache.errors import Forbidden
@@ -179,3 +179,17 @@ def test_a_pods_want_fails_with_a_word_and_the_platforms_does_not(node: Node, mo
     assert "access.hosts" in status.trouble.message
     node.want(model, lease="prefetch/all")
     wait_phase(node, model, ModelPhase.WARM)
+
+
+def test_headers_of_the_settings_are_not_for_hosts_that_pods_name(base: Settings) -> None:
+    """Not even for those that pods may reach; but for those that the settings name."""
+    header = ("Authorization: Bearer of-the-platform",)
+    ref = parse_ref(f"https://{HOST}/m/")
+    for http, sent in (
+        (HttpSettings(headers=header), ()),
+        (HttpSettings(headers=header, hosts=("weights.example",)), header),
+    ):
+        for access in (AccessSettings(), AccessSettings(hosts=(HOST,))):
+            reach = Reach(replace(base, http=http, access=access))
+            assert reach.settings_for(ref, tenants_only=True).http.headers == sent
+            assert reach.settings_for(ref, tenants_only=False).http.headers == header

@@ -113,3 +113,10 @@ def test_a_file_that_cannot_be_read_is_the_only_problem_of_its_kind(tmp_path: Pa
 
 def test_nothing_is_wrong_with_nothing():
     assert find_problems(None, {"HOME": "/nonexistent"}, {}) == []
+
+
+def test_peers_answer_before_whoever_asks_gives_up():
+    waits = {"MODELCACHE_PEERS_WAIT_S": "60s", "MODELCACHE_TRANSFER_STALL_TIMEOUT_S": "60s"}
+    load(**waits)  # nobody asks a node without peers
+    with pytest.raises(InvalidConfig, match=r"wait_s must be less"):
+        load(**waits, MODELCACHE_PEERS_DNS="peers.models.svc:9871")

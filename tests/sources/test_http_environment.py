@@ -82,6 +82,17 @@ def test_extra_headers_go_to_the_refs_own_host(server):
     assert "hunter2" not in repr(target)
 
 
+@pytest.mark.parametrize(
+    ("hosts", "sent"),
+    [(("127.0.0.1",), True), (("127.0.0.*:*",), True), (("*.corp.example",), False)],
+)
+def test_extra_headers_go_to_the_hosts_that_are_named(server, hosts, sent):
+    settings = HttpSettings(headers=("X-Team: weights",), hosts=hosts)
+    ref = parse_ref(server.url("/x"))
+    HttpSource(ref.origin(), settings, TransferSettings()).resolve(ref)
+    assert ("x-team" in server.asked[0].headers) is sent
+
+
 def test_credentials_never_follow_a_redirect_to_another_host(server, other, netrc):
     netrc.write_text("machine 127.0.0.1 login me password hunter2\n")
     server.answers["/moved"] = redirect(other.url("/x", host="localhost"))

@@ -10,6 +10,8 @@ import base64
 import netrc
 import os
 import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +36,8 @@ class Credentials:
     def __init__(self, own: Address, settings: HttpSettings) -> None:
         """own: what the ref names. Raises InvalidConfig for an unusable header or netrc file."""
         extra = tuple(_parse_header(line) for line in settings.headers)
+        if settings.hosts and not _is_one_of(own, settings.hosts):
+            extra = ()
         signed = any(name.lower() == "authorization" for name, _ in extra)
         self._own = own
         self._secret = extra if signed else (*_netrc(own.host), *extra)
@@ -54,6 +58,12 @@ class Credentials:
         """What to send to `address`, besides what one request needs."""
         common = (("User-Agent", user_agent()), ("Accept-Encoding", "identity"))
         return (*common, *self._secret) if self.owns(address) else common
+
+
+def _is_one_of(address: Address, hosts: Iterable[str]) -> bool:
+    host = address.host.lower()
+    names = (host, f"{host}:{address.port}")
+    return any(fnmatchcase(name, pattern.lower()) for name in names for pattern in hosts)
 
 
 def _parse_header(line: str) -> tuple[str, str]:
