@@ -41,7 +41,9 @@ def tables(runs: Sequence[Run], table: Table) -> str:
     )
     picture = f"![replicas]({PICTURE})\n"
     ways, wrong, answered = _ways(runs, table), _errors(runs, table), _answers(runs, table)
-    parts = [about, ways, picture, errors, wrong, external, answered]
+    parts = [about, ways, picture, errors, wrong]
+    if any(run.get("what") == "answers" for run in runs):
+        parts += [external, answered]
     return "\n".join(parts)
 
 
