@@ -40,7 +40,7 @@ SIZES_MIB: Final = (32, 48, 64, 96)
 STARTS: Final = 72  # of each agent
 KILL_EVERY: Final = 20  # starts of an agent
 KILL_AFTER_S: Final = 0.7
-PAUSE_S: Final = 6.0  # most time between two starts of an agent
+PAUSE_S: Final = 3.0  # most time between two starts of an agent
 CHUNK_BYTES: Final = 4 * MIB
 WAIT_S: Final = 120.0
 
