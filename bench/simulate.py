@@ -129,11 +129,14 @@ def _regimes() -> list[Case]:
     slow = _coarse(CELL, origin=OriginShape(rate=10 * GBIT))
     fast = _coarse(CELL, origin=OriginShape(rate=4000 * GBIT))
     narrow = replace(fast, node=NodeShape(up=2.5 * GBIT, down=25 * GBIT))
+    # A trial of some seconds is a matter of production's chunks: larger ones take as long to come.
+    fine = Scenario(16, SEED, model=FINE, origin=narrow.origin, node=narrow.node)
     return [
         _case("regimes", label, replace(scenario, way=way))
         for label, scenario in (
             ("origin 10 Gbit/s, nodes 25", slow),
             ("origin 4 Tbit/s, nodes 25 down, 2.5 up", narrow),
+            ("origin 4 Tbit/s, 16 nodes 25 down, 2.5 up", fine),
             ("origin 4 Tbit/s, nodes 25", fast),
         )
         for way in Way

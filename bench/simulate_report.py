@@ -18,7 +18,7 @@ TITLES: Final = {
 _ABOUT: Final = """## The swarm, simulated
 
 `python -m bench simulate`: the production planner on every node, in virtual time over a fluid
-network, every connection to the origin at most 0.4 Gbit/s. Commit {commit}; a commit and a seed
+network, every connection to the origin at most 0.4 Gbit/s. {commits}; a commit and a seed
 repeat a run exactly.
 
 The *bound* is max(S/C, S/b, N*S/(C+U)); *with cells* is the same where each cell of at most 64
@@ -33,7 +33,7 @@ Table = Callable[[Sequence[str], Iterable[Sequence[str]]], str]
 def tables(numbers: Mapping[str, Any], table: Table) -> str:
     """All of them, as a part of RESULTS.md."""
     runs = numbers["runs"]
-    parts = [_ABOUT.format(commit=runs[0]["commit"])]
+    parts = [_ABOUT.format(commits=_commits(runs))]
     for study, title in TITLES.items():
         chosen = [run for run in runs if run["study"] == study]
         if chosen:
@@ -41,6 +41,17 @@ def tables(numbers: Mapping[str, Any], table: Table) -> str:
             picture = "" if study == "scale-out" else f"\n\n![{study}](simulate-{study}.png)"
             parts.append(f"### {title}{picture}\n\n" + table(_HEADER, rows))
     return "\n".join(parts)
+
+
+def _commits(runs: Sequence[Run]) -> str:
+    """Which code the runs are of; where it is not the same of all, of how many nodes each is."""
+    sizes: dict[str, set[int]] = {}
+    for run in runs:
+        sizes.setdefault(run["commit"], set()).add(run["nodes"])
+    if len(sizes) == 1:
+        return f"Commit {runs[0]['commit']}"
+    told = (f"{commit} ({min(of)} to {max(of)} nodes)" for commit, of in sizes.items())
+    return f"Commits {', '.join(told)}"
 
 
 _HEADER: Final = (
