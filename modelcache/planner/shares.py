@@ -98,6 +98,8 @@ class Shares:
         if not complete and (holding.state is HoldingState.NONE or holding.grid != self.grid):
             return self.left(node)
         self._holdings[node] = holding
+        if complete:
+            self._slow.discard(node)  # it may be the only one that has what an origin has lost
         if node in self._slow or (complete and node in self.complete):
             return ()
         if complete:

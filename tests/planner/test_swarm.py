@@ -553,6 +553,18 @@ def test_a_peer_that_gives_a_fraction_of_what_others_do_is_asked_for_nothing_mor
     assert Finish(BLOB) in desk.actions
 
 
+def test_a_slow_peer_that_has_all_of_it_at_last_is_a_seed_again() -> None:
+    """Without it, what an origin has lost meanwhile could not be had from anybody."""
+    desk = Desk(120)
+    slow = slow_peer(desk)
+    for fetch in [fetch for fetch in desk.open.values() if fetch.source == slow]:
+        desk.fail(fetch, Remedy.CANCELLED)
+    desk.tell(desk.complete(ANN))
+    came = desk.run()
+    assert came[slow]
+    assert Finish(BLOB) in desk.actions
+
+
 def test_a_peer_that_is_only_slower_keeps_what_it_is_reading() -> None:
     desk = Desk(120)
     slow = slow_peer(desk, gives=10)
