@@ -56,13 +56,12 @@ def kubelet(
             containerd.load(image_archive(tmp_path / "image.tar"))
             containerd.load(archive)
             made = stack.enter_context(Kubelet(plane, containerd, NODE))
-            plane.run(
-                "kube-controller-manager",
-                "--controllers=daemonset-controller",
-                "--leader-elect=false",
-                f"--secure-port={free_port()}",
-            )
-            plane.run("kube-scheduler", "--leader-elect=false", f"--secure-port={free_port()}")
+            for program, *flags in (
+                ("kube-controller-manager", "--controllers=daemonset-controller"),
+                ("kube-scheduler",),
+            ):
+                always = ("--leader-elect=false", f"--secure-port={free_port()}")
+                stack.enter_context(plane.running(program, *always, *flags))
         except ServerUnavailable as error:
             pytest.skip(str(error))
         stack.callback(remove, client, NodeModels, NODE)

@@ -72,7 +72,8 @@ def world(plane: ControlPlane, client: Client, tmp_path: Path) -> Iterator[World
             containerd = stack.enter_context(Containerd())
             containerd.load(image_archive(tmp_path / "image.tar"))
             kubelet = stack.enter_context(Kubelet(plane, containerd, NODE))
-            plane.run("kube-scheduler", "--leader-elect=false", f"--secure-port={free_port()}")
+            flags = ("--leader-elect=false", f"--secure-port={free_port()}")
+            stack.enter_context(plane.running("kube-scheduler", *flags))
         except ServerUnavailable as error:
             pytest.skip(str(error))
         stack.callback(remove, client, NodeModels, NODE)
@@ -252,7 +253,7 @@ def test_kubelet_hands_over_who_a_pod_is(
     """The account has no role anywhere, which the agent can only say if it was told the account."""
     asked = {"spec": {"tokenRequests": [{"audience": "sts.amazonaws.com"}]}}
     world.client.patch(CSIDriver, DRIVER, asked, patch_type=PatchType.MERGE)
-    account = ServiceAccount(metadata=ObjectMeta(name="reader", namespace="default"))
+    account = ServiceAccount(metadata=ObjectMeta(name="kubelet-reader", namespace="default"))
     world.client.create(account)
     world.agents.close()
     monkeypatch.setenv("MODELCACHE_ACCESS_MODE", "pod")
@@ -260,12 +261,12 @@ def test_kubelet_hands_over_who_a_pod_is(
     ref = str(ref_to(models.add("m", MODEL_BYTES), "m"))
     wanted = pod("known", f"{ref}=/models/m", world.out, SCRIPT)
     assert wanted.spec is not None
-    wanted.spec.serviceAccountName = "reader"
+    wanted.spec.serviceAccountName = "kubelet-reader"
     created(world, wanted)
 
     def told() -> bool:
         said = events_of(world.client, "known").get("FailedMount", "")
-        return "system:serviceaccount:default:reader has no role" in said
+        return "system:serviceaccount:default:kubelet-reader has no role" in said
 
     wait_until(told, WAIT_S)
-    world.client.delete(ServiceAccount, "reader", namespace="default")
+    world.client.delete(ServiceAccount, "kubelet-reader", namespace="default")

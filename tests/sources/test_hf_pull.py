@@ -146,12 +146,15 @@ def test_a_pull_that_was_stopped_goes_on_where_it_was(hub, tmp_path):
     cancel = threading.Event()
     guard = threading.Lock()
     reads: list[Asked] = []
+    stopped = threading.Event()
 
     def cdn(asked: Asked) -> Reply:
         with guard:
             reads.append(asked)
             if len(reads) == 4:
                 cancel.set()
+        if len(reads) > 4:
+            stopped.wait(30.0)  # or all might be here before the pull looks at `cancel`
         return Reply()
 
     hub.before_cdn = cdn
@@ -159,6 +162,7 @@ def test_a_pull_that_was_stopped_goes_on_where_it_was(hub, tmp_path):
         ref = parse_ref(f"hf://org/name?endpoint={hub.url}")
         with pytest.raises(Cancelled):
             engine.pull(ref, cancel=cancel)
+        stopped.set()
         kept = sum(model.present_bytes for model in engine.models())
         hub.before_cdn = None
         snapshot = engine.pull(ref)
