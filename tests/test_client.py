@@ -116,6 +116,8 @@ def test_errors_come_back_as_their_own_classes(client: AgentClient):
     assert client.drain(5.0) is True
     with pytest.raises(Draining, match="node-1 is draining"):
         client.want(parse_ref("s3://bucket/m"))
+    assert [client.resume(), client.resume()] == [True, False]
+    assert client.node().ready
 
 
 def test_events_are_told_and_gone_on_with(faces: Running, client: AgentClient):

@@ -24,7 +24,7 @@ from modelcache.config import Settings
 from modelcache.domain.manifests import ModelId
 from modelcache.domain.members import NodeId, Priority
 from modelcache.domain.refs import parse_ref
-from modelcache.errors import ModelcacheError
+from modelcache.errors import Draining, ModelcacheError
 from modelcache.store.room import Usage
 
 HANDED: Final = "handed-over"  # lease of models that another node was about to lose
@@ -44,12 +44,26 @@ class Neighbourhood(Protocol):
     on_quarantine: Callable[[NodeId, bool], None] | None
     """Called with a node that is left alone for a while, and whether it gave wrong bytes."""
 
+    def refuse(self) -> None:
+        """Tell others, whenever there is something to tell, that this node leaves. Idempotent."""
+        ...
+
     def hand_over(self, wait_s: float) -> bool:
-        """Let others have what only this node has, while pulls last; whether that is done."""
+        """After `refuse`: let others have what only this node has, while pulls last.
+
+        Whether that is done; it is given up when the node stays after all.
+        """
         ...
 
     def drain(self) -> None:
-        """Have others take nothing new from here, and finish what is being sent. Idempotent."""
+        """After `refuse`: have others take nothing new from here, and finish what is being sent.
+
+        Nothing, when the node stays after all. Idempotent.
+        """
+        ...
+
+    def resume(self) -> None:
+        """Stay after all: tell the others, and give and fetch as before. Idempotent."""
         ...
 
     def close(self) -> None:
@@ -101,6 +115,8 @@ class Daemon:
         self.neighbours = neighbours
         self.started_at_s = wall_clock_s()
         self._listening = neighbours is None
+        self._turning = threading.Lock()  # between staying and leaving
+        self._ending = False
         self._counting = threading.Lock()
         self._usage: tuple[float, Usage] | None = None
 
@@ -130,14 +146,17 @@ class Daemon:
     def drain(self, timeout_s: float | None = None) -> bool:
         """Take nothing new, stop pulls, let peers have what they are being sent.
 
-        timeout_s: for all of it; None for the settings'. True when everything was over in time.
-        Idempotent.
+        timeout_s: for all of it; None for the settings'. True when everything was over in time,
+        and nobody has resumed meanwhile. Idempotent.
         """
         until_s = monotonic() + (self.settings.agent.shutdown_s if timeout_s is None else timeout_s)
-        if self.neighbours is not None and self._listening:
+        with self._turning:
             self.node.refuse()  # nothing new comes while others take over what is here
+            if self.neighbours is not None and self._listening:
+                self.neighbours.refuse()
+        if self.neighbours is not None and self._listening:
             self.neighbours.hand_over(max(0.0, until_s - monotonic()) / 2)
-        stopped = self.node.drain(max(0.0, until_s - monotonic()))
+        stopped = self.node.stop_pulls(max(0.0, until_s - monotonic()))
         sent = True
         if self.neighbours is not None and self._listening:
             # In a thread of its own: a peer that takes its time must not keep the agent.
@@ -147,7 +166,28 @@ class Daemon:
             sending.start()
             sending.join(max(0.0, until_s - monotonic()))
             sent = not sending.is_alive()
-        return stopped and sent
+        return stopped and sent and self.node.draining
+
+    def resume(self) -> bool:
+        """Take back a drain, over or under way, and go on with what is wanted.
+
+        False if there was none. Raises Draining when the agent itself is about to end.
+        """
+        with self._turning:
+            if self._ending:
+                raise Draining(f"the agent of node {self.node.name} is about to end")
+            if not self.node.draining:
+                return False
+            self.node.resume()
+            if self.neighbours is not None and self._listening:
+                self.neighbours.resume()
+            return True
+
+    def leave(self) -> None:
+        """The process is about to end: take nothing new, whatever anybody asks. Idempotent."""
+        with self._turning:
+            self._ending = True
+            self.node.refuse()
 
     def close(self) -> None:
         """End everything; what is wanted stays written down. Idempotent."""

@@ -39,6 +39,7 @@ class EventKind(StrEnum):
     EVICTED = "evicted"
     REFUSED = "refused"
     DRAINING = "draining"
+    DRAIN_ENDED = "drain_ended"
     STORE_TROUBLE = "store_trouble"
     PEER_QUARANTINED = "peer_quarantined"
     PUBLISHED = "published"

@@ -125,16 +125,23 @@ class Node:
     def drain(self, timeout_s: float = STOP_S) -> bool:
         """Take nothing new and stop what is under way; finished chunks are kept.
 
-        What is wanted stays wanted, for the next start. True when all has stopped in time.
-        Idempotent.
+        What is wanted stays wanted, for the next start or `resume`. True when all has stopped in
+        time. Idempotent.
         """
         self.refuse()
+        return self.stop_pulls(timeout_s)
+
+    def stop_pulls(self, timeout_s: float) -> bool:
+        """After `refuse`: stop what is under way, unless the node has resumed.
+
+        True when all has stopped in time, and nobody has resumed meanwhile. Idempotent.
+        """
         board = self._board
         with board.changed:
-            for wanted in board.running():
-                if wanted.attempt is not None:
-                    wanted.attempt.stop(Stop.LEAVING)
-            return board.changed.wait_for(lambda: not board.running(), timeout_s)
+            if board.draining:
+                self._stop_running()
+            board.changed.wait_for(lambda: not (board.draining and board.running()), timeout_s)
+            return board.draining and not board.running()
 
     def refuse(self) -> None:
         """Take nothing new; what is under way goes on. Idempotent."""
@@ -144,6 +151,28 @@ class Node:
             board.changed.notify_all()
         if first:
             self.events.add(EventKind.DRAINING)
+
+    def resume(self) -> None:
+        """Take what is new again, and go on with what was wanted. Idempotent.
+
+        A pull that goes on since it was not stopped yet begins anew, for its peers were told that
+        it ends; it keeps its chunks.
+        """
+        board = self._board
+        with board.changed:
+            ended = board.draining and not board.closing
+            if ended:
+                self._stop_running()
+                board.draining = False
+                board.changed.notify_all()
+        if ended:
+            self.events.add(EventKind.DRAIN_ENDED)
+
+    def _stop_running(self) -> None:
+        """The caller holds the board's lock."""
+        for wanted in self._board.running():
+            if wanted.attempt is not None:
+                wanted.attempt.stop(Stop.LEAVING)
 
     def close(self) -> None:
         """Stop, and give up all leases; what is wanted stays written down. Idempotent."""

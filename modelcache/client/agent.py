@@ -299,6 +299,10 @@ class AgentClient:
         answer = self._ask("POST", "/v1/drain", params=params, timeout_s=None)
         return bool(field_of(answer, "complete"))
 
+    def resume(self) -> bool:
+        """Take back a drain, over or under way; False if there was none. Raises Draining."""
+        return bool(field_of(self._ask("POST", "/v1/resume"), "resumed"))
+
     def events(self, *, after: str | None = None, history: bool = False) -> Iterator[AgentEvent]:
         """What happens, as it happens, until the agent ends.
 

@@ -76,6 +76,7 @@ ORDER: Final = [
     "release",
     "events",
     "drain",
+    "resume",
     "holder",
     "volumes",
     "csi",

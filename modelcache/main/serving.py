@@ -62,7 +62,7 @@ async def _serve(parts: Assembled, log: Log, notifier: Notifier) -> None:
                 watchdog.cancel()
             notifier.tell(STOPPING)
             log.info("agent_stopping")
-            daemon.node.refuse()
+            daemon.leave()
             if parts.cluster is not None:  # which learns that this node drains
                 await asyncio.to_thread(parts.cluster.stop)
             whole = await asyncio.to_thread(daemon.drain)

@@ -1,4 +1,4 @@
-"""Asking an agent: `prefetch`, `release`, `status`, `events`, `drain`."""
+"""Asking an agent: `prefetch`, `release`, `status`, `events`, `drain`, `resume`."""
 
 from __future__ import annotations
 
@@ -241,7 +241,8 @@ def drain(
 ) -> None:
     """Have the agent take nothing new, stop pulls, and finish what it sends to others.
 
-    For a node that is about to go. A restart of the agent ends it; nothing wanted is forgotten.
+    For a node that is about to go. `modelcache resume` or a restart of the agent ends it; nothing
+    wanted is forgotten.
     """
     from modelcache.config import parse_duration  # noqa: PLC0415 - see the package
     from modelcache.faces import present  # noqa: PLC0415
@@ -254,6 +255,28 @@ def drain(
         say("drained" if complete else "draining; not all was over in time")
     if not complete:
         raise typer.Exit(1)
+
+
+@app.command()
+def resume(
+    agent: Agent = None,
+    config: Config = None,
+    *,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take back a drain: the node stays, and goes on with what is wanted.
+
+    A drain that is still under way is given up.
+    """
+    from modelcache.faces import present  # noqa: PLC0415 - see the package
+
+    with asking(agent, config) as client:
+        resumed = client.resume()
+    if as_json:
+        present.print_json({"draining": False, "resumed": resumed})
+    elif not quiet:
+        say("resumed" if resumed else "it was not draining")
 
 
 @contextmanager

@@ -152,8 +152,19 @@ class Flights:
                 self._count -= 1
                 self._changed.notify_all()
 
-    def drain(self, wait_s: float) -> bool:
-        """Begin none from now on, and wait for those under way; whether they have ended."""
+    def refuse(self) -> None:
+        """Begin none from now on. Idempotent."""
         with self._changed:
             self._draining = True
-            return self._changed.wait_for(lambda: not self._count, wait_s)
+
+    def drained(self, wait_s: float) -> bool:
+        """Wait for those under way; whether they have ended, and none may begin."""
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._draining and self._count), wait_s)
+            return self._draining and not self._count
+
+    def resume(self) -> None:
+        """Begin requests again; who waits in `drained` waits no more. Idempotent."""
+        with self._changed:
+            self._draining = False
+            self._changed.notify_all()

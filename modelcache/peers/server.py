@@ -39,7 +39,7 @@ _BUSY: Final = (
 
 
 class PeerServer:
-    """Use once: `start`, perhaps `drain`, `close`. Thread-safe."""
+    """Use once: `start`, perhaps `refuse` and `resume`, `close`. Thread-safe."""
 
     def __init__(self, settings: PeerSettings, shelf: Shelf, auth: PeerAuth) -> None:
         """Nothing is opened before `start`."""
@@ -89,12 +89,17 @@ class PeerServer:
         """Where it listens; before `start`, where it is meant to."""
         return self._port
 
-    def drain(self, wait_s: float) -> bool:
-        """Refuse requests for weights from now on, and wait for those under way.
+    def refuse(self) -> None:
+        """Refuse requests for weights from now on; messages are still answered. Idempotent."""
+        self._flights.refuse()
 
-        Messages are still answered. True if all have ended in time.
-        """
-        return self._flights.drain(wait_s)
+    def drained(self, wait_s: float) -> bool:
+        """Wait for requests under way; whether all have ended in time, and none may begin."""
+        return self._flights.drained(wait_s)
+
+    def resume(self) -> None:
+        """Give weights again after `refuse`. Idempotent."""
+        self._flights.resume()
 
     def close(self) -> None:
         """Break off what is under way and end all threads. Idempotent.

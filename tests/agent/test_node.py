@@ -14,7 +14,7 @@ from modelcache.agent.events import EventKind
 from modelcache.agent.node import Node
 from modelcache.domain.manifests import ModelId
 from modelcache.domain.refs import parse_ref
-from modelcache.domain.wanted import ModelPhase, Want
+from modelcache.domain.wanted import ModelPhase, Want, wanted_id
 from modelcache.errors import Draining, Leased, NotInStore, UsageError
 from tests.agent.nodes import (
     WAIT_S,
@@ -478,6 +478,26 @@ def test_a_draining_node_takes_nothing_new_and_forgets_nothing(models: Models, s
     origin.plan = lambda _: None
     with running(node_settings(store)) as again:
         assert again.wait(ref, WAIT_S).phase is ModelPhase.WARM
+
+
+def test_a_node_that_resumes_goes_on_with_what_is_wanted(models: Models, store: Path):
+    origin = models.add("m", plan=held_from(CHUNK_BYTES))
+    ref = ref_to(origin, "m")
+    with running(node_settings(store)) as node:
+        node.resume()
+        assert EventKind.DRAIN_ENDED not in kinds(node, ""), "there was no drain"
+        node.want(ref)
+        wait_phase(node, ref, ModelPhase.TRANSFERRING)
+        assert node.drain()
+        origin.plan = lambda _: None
+        node.resume()
+        node.resume()
+        assert not node.draining
+        assert node.wait(ref, WAIT_S).phase is ModelPhase.WARM
+        assert kinds(node, "") == [EventKind.DRAINING, EventKind.DRAIN_ENDED]
+        told = kinds(node, wanted_id(ref))
+        assert told.count(EventKind.STARTED) == 2
+        assert EventKind.FAILED not in told
 
 
 def test_a_want_is_a_value():

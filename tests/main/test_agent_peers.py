@@ -58,3 +58,5 @@ def test_a_second_agent_has_the_model_from_the_first_and_each_knows_the_other(
         assert 'modelcache_received_bytes_total{host="",kind="peer"}' in metrics
         assert second.client.drain() is True
         assert second.client.node().reasons == ("draining",)
+        assert second.client.resume() is True
+        assert second.client.node().ready

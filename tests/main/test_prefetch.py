@@ -171,6 +171,10 @@ def test_drain_is_waited_for(asking: Shell, faces: Running):
     refused = asking.call("prefetch", "s3://bucket/m")
     assert refused.complaint == "node node-1 is draining and takes nothing new"
     assert asking.call("drain", "--json").json == {"draining": True, "complete": True}
+    assert asking.call("resume").err == "resumed\n"
+    assert not faces.daemon.node.draining
+    assert asking.call("resume").err == "it was not draining\n"
+    assert asking.call("resume", "--json").json == {"draining": False, "resumed": False}
 
 
 @pytest.mark.parametrize(
@@ -196,6 +200,7 @@ def test_without_an_agent_it_says_how_to_get_one(shell: Shell, tmp_path: Path):
         ["status"],
         ["release", "s3://bucket/m"],
         ["drain"],
+        ["resume"],
     ):
         done = shell.call(*command, MODELCACHE_AGENT_SOCKET=str(tmp_path / "none.sock"))
         assert done.code == 1
@@ -211,7 +216,9 @@ def test_the_configured_socket_is_the_one_that_is_asked(shell: Shell, faces: Run
     assert (refused.code, "Unix socket only" in refused.complaint) == (1, True)
 
 
-@pytest.mark.parametrize("command", ["agent", "prefetch", "status", "release", "events", "drain"])
+@pytest.mark.parametrize(
+    "command", ["agent", "prefetch", "status", "release", "events", "drain", "resume"]
+)
 def test_every_command_has_help_and_json(shell: Shell, command: str):
     done = shell.call(command, "--help")
     assert (done.code, done.err) == (0, "")

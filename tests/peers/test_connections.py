@@ -117,13 +117,29 @@ def test_draining_waits_for_what_is_under_way():
     thread = threading.Thread(target=fly)
     thread.start()
     assert flying.wait(20)
-    assert not flights.drain(0.01)
+    flights.refuse()
+    assert not flights.drained(0.01)
     with pytest.raises(Draining), flights.one():
         pass
     results: list[bool] = []
-    drains = threading.Thread(target=lambda: results.append(flights.drain(20)))
+    drains = threading.Thread(target=lambda: results.append(flights.drained(20)))
     drains.start()
     done.set()
     drains.join()
     thread.join()
     until(lambda: results == [True])
+    flights.resume()
+    with flights.one():
+        pass
+
+
+def test_who_waits_for_a_drain_is_told_when_it_is_taken_back():
+    flights = Flights()
+    results: list[bool] = []
+    with flights.one():
+        flights.refuse()
+        waits = threading.Thread(target=lambda: results.append(flights.drained(3600)))
+        waits.start()
+        flights.resume()
+        waits.join(20)
+        assert results == [False]

@@ -367,14 +367,17 @@ def test_draining_lets_sends_finish_and_begins_none(shelf: FolderShelf):
     shelf.add(blob_id(1), bytes(LARGE_BYTES))
     with serving(shelf) as server, receiver(server, blob_id(1)) as client:
         until(lambda: bool(server.counters().peers) and server.counters().peers[0].sending == 1)
-        assert not server.drain(0.01)
+        server.refuse()
+        assert not server.drained(0.01)
         status, _, body = get(server, blob_id(), "bytes=0-9")
         assert status == 503
         assert b"draining" in body
         said = Announcement(OTHER, Member("10.0.0.2", 9871))
         assert ask(server, "/v1/announce", method="POST", body=said.to_json())[0] == 200
         assert read_answer(client) == (200, LARGE_BYTES)
-        assert server.drain(10)
+        assert server.drained(10)
+        server.resume()
+        assert get(server, blob_id(), "bytes=0-9")[0] == 206
 
 
 def test_closing_leaves_no_threads_and_no_descriptors(shelf: FolderShelf):

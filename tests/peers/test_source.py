@@ -151,7 +151,7 @@ def test_what_is_not_held_and_what_is_not_here_yet_are_told_apart(shelf: FolderS
             read(requests, job, GRID.span(0))
         shelf.add(blob_id(), DATA)
         assert read(requests, job, GRID.span(0))[0] == DATA[:CHUNK_BYTES]
-        server.drain(0.0)
+        server.refuse()
         with pytest.raises(SourceUnavailable, match="about to leave") as left:
             read(requests, job, GRID.span(0))
         assert type(left.value) is SourceUnavailable

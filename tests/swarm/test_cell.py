@@ -276,6 +276,7 @@ def test_a_node_that_leaves_gives_what_only_it_has_first(tmp_path: Path) -> None
         until(lambda: len(source.chunks_read(".safetensors")) >= 8, "half of it is read")
         b.begin(source.index)
         until(lambda: bool(b.swarm._active.all()), "b has begun")
+        a.swarm.refuse()
         leaving = threading.Thread(target=a.swarm.hand_over, args=(10.0,))
         leaving.start()
         leaving.join(WAIT_S)
@@ -299,9 +300,36 @@ def test_a_model_that_only_a_leaving_node_has_is_handed_to_another(tmp_path: Pat
         b.swarm.on_handed = keep
         a.begin(source.index)
         a.end()
+        a.swarm.refuse()
         assert a.swarm.hand_over(30.0)
         assert handed == [source.index]
         assert tree(b.end().path) == tree(source.folder / "model")
+
+
+def test_a_node_that_stays_after_all_hands_nothing_over_and_gives_and_fetches(
+    tmp_path: Path,
+) -> None:
+    plan, go = held_after(8)
+    with origin(tmp_path / "o", FILES, plan) as source, cell(tmp_path, "a", "b") as (a, b):
+        a.begin(source.index)
+        until(lambda: len(source.chunks_read(".safetensors")) >= 8, "half of it is read")
+        b.begin(source.index)
+        until(lambda: bool(b.swarm._active.all()), "b has begun")
+        a.swarm.refuse()
+        a.swarm.drain()
+        handed: list[bool] = []
+        leaving = threading.Thread(target=lambda: handed.append(a.swarm.hand_over(3600.0)))
+        leaving.start()
+        until(lambda: b.swarm.names() == [], "b has heard that a leaves")
+        a.swarm.resume()
+        leaving.join(WAIT_S)
+        assert handed == [False], "it was given up"
+        assert b.swarm.names() == ["a"]
+        go.set()
+        a.end()
+        snapshot = b.end()
+        assert tree(snapshot.path) == tree(source.folder / "model")
+        assert b.came_from().get("peer:a", 0) > 0
 
 
 def test_when_one_node_is_told_to_wait_all_wait(tmp_path: Path) -> None:

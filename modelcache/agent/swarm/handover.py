@@ -33,7 +33,7 @@ Say = Callable[[tuple[Holding, ...], tuple[ModelId, ...]], Announcement]
 
 
 class Handover:
-    """See the module. Use once."""
+    """See the module."""
 
     def __init__(
         self,
@@ -62,8 +62,13 @@ class Handover:
             self._held.update(models)
 
     def run(self, until_s: float, stopped: threading.Event) -> bool:
-        """Hand over until monotonic `until_s`; whether all of it could be. Idempotent."""
+        """Hand over until monotonic `until_s`; whether all of it could be. Idempotent.
+
+        stopped: set when this is given up, or the node stays after all.
+        """
         self._begun_s = monotonic()
+        with self._lock:
+            self._held.clear()  # what others had at an earlier time may be gone
         for sharing in self._active.all():
             sharing.transfer.pause(paused=True)
         alone = self._still_only_here(self._keepable() if self._neighbours.reachable() else {})

@@ -86,7 +86,9 @@ class Swarm:
             learn=self._learn,
             failed=self._failed,
         )
+        self._turning = threading.Lock()  # between staying and leaving
         self._draining = False
+        self._staying = threading.Event()  # wakes up who hands over
         self._stopped = threading.Event()
         self._handover = Handover(
             engine,
@@ -107,25 +109,41 @@ class Swarm:
         self._announcer.start(self._settings.swarm.announce_s, lambda: bool(self._active.all()))
         self._engine.peers = self
 
-    def hand_over(self, wait_s: float) -> bool:
-        """Fetch nothing more, and let others have what only this node has.
+    def refuse(self) -> None:
+        """See daemon.Neighbourhood."""
+        with self._turning:
+            self._draining = True
+            if not self._stopped.is_set():
+                self._staying.clear()
 
-        True if that took less than `wait_s`. Before pulls are stopped: what they have brought is
-        given only while they last. Idempotent.
-        """
-        self._draining = True
-        return self._handover.run(monotonic() + wait_s, self._stopped)
+    def hand_over(self, wait_s: float) -> bool:
+        """See daemon.Neighbourhood. What pulls have brought is given only while they last."""
+        return self._handover.run(monotonic() + wait_s, self._staying)
 
     def drain(self) -> None:
-        """Give nothing more, but for what is being sent. Idempotent."""
-        self._draining = True
-        self._server.drain(self._settings.agent.shutdown_s)
+        """See daemon.Neighbourhood."""
+        with self._turning:
+            if not self._draining:
+                return
+            self._server.refuse()
+        self._server.drained(self._settings.agent.shutdown_s)
+
+    def resume(self) -> None:
+        """See daemon.Neighbourhood."""
+        with self._turning:
+            self._draining = False
+            self._staying.set()
+            self._server.resume()
+        for sharing in self._active.all():
+            sharing.transfer.pause(paused=False)
+        self._announcer.tell_all(self._said())
 
     def close(self) -> None:
         """Say good-bye and stop. Idempotent."""
         if self._stopped.is_set():
             return
         self._stopped.set()
+        self._staying.set()
         self._engine.peers = None
         self._announcer.tell_all(self._said(leaving=True))
         self._announcer.close()

@@ -19,6 +19,7 @@ from modelcache.faces.http.schemas import (
     NodeStatus,
     PeersTable,
     Readiness,
+    Resumed,
     StoreInfo,
 )
 from modelcache.faces.http.streaming import Closing, Filter, position, stream
@@ -90,9 +91,15 @@ def node_routes(daemon: Daemon, closing: Closing) -> APIRouter:
     ) -> Drained:
         """Take nothing new, stop what is under way, and let peers have what they are being sent.
 
-        For a node that is about to go; a restart of the agent ends it. Answers when it is over.
+        For a node that is about to go; `/v1/resume` or a restart of the agent ends it. Answers when
+        it is over.
         """
         return Drained(complete=daemon.drain(timeout_s))
+
+    @router.post("/resume")
+    def resume() -> Resumed:
+        """Take back a drain, over or under way, and go on with what is wanted. Idempotent."""
+        return Resumed(resumed=daemon.resume())
 
     return router
 

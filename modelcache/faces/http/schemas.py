@@ -354,6 +354,13 @@ class Drained(_Answer):
     complete: bool = Field(examples=[True], description="Whether all was over within the time.")
 
 
+class Resumed(_Answer):
+    """That it takes work again."""
+
+    draining: Literal[False] = False
+    resumed: bool = Field(examples=[True], description="Whether it was draining.")
+
+
 class Health(_Answer):
     """It lives."""
 

@@ -236,6 +236,17 @@ def test_a_drained_agent_is_alive_not_ready_and_takes_nothing(api: httpx2.Client
     assert error(refused) == (503, "draining")
     kept = api.get(f"/v1/models/wanted/{begun['wanted_id']}").json()
     assert kept["phase"] == "queued"
+    origin.plan = lambda _: None
+    assert api.post("/v1/resume").json() == {"draining": False, "resumed": True}
+    assert api.post("/v1/resume").json() == {"draining": False, "resumed": False}
+    assert api.get("/readyz").status_code == 200
+    assert waited(api, begun)["phase"] == "warm"
+
+
+def test_an_agent_that_is_about_to_end_is_not_held_up(api: httpx2.Client, faces: Running):
+    faces.daemon.leave()
+    assert error(api.post("/v1/resume")) == (503, "draining")
+    assert faces.daemon.node.draining
 
 
 def test_metrics_are_few_bounded_and_in_base_units(api: httpx2.Client, models: Models):

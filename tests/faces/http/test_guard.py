@@ -19,6 +19,7 @@ CHANGES = [
     ("POST", "/v1/models/wanted"),
     ("DELETE", "/v1/models/wanted/0123456789abcdef"),
     ("POST", "/v1/drain"),
+    ("POST", "/v1/resume"),
     ("PUT", "/v1/models"),
     ("PATCH", "/v1/status"),
 ]
