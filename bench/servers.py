@@ -88,7 +88,7 @@ def settings(port: int, files: list[str]) -> PeerSettings:
 def serve_peers(port: int, path: str, files: list[str]) -> None:
     """Our own."""
     chosen = settings(port, files)
-    PeerServer(chosen, OneFile(path), PeerAuth.of(chosen)).start()
+    PeerServer(chosen, OneFile(path), PeerAuth.of(chosen), me=NODE).start()
     signal.pause()
 
 
@@ -137,7 +137,7 @@ def read(port: int, file_bytes: int, connections: int, path: str, files: list[st
     starts = iter(range(0, file_bytes, REQUEST_BYTES))
     lock = threading.Lock()
     auth = PeerAuth.of(settings(0, files))
-    scope = Scope("GET", path, NODE)
+    scope = Scope("GET", path, NODE, NODE)
     signed = "".join(f"{name}: {value}\r\n" for name, value in auth.sign(scope))
 
     def work() -> None:

@@ -102,6 +102,19 @@ class Draining(SourceUnavailable):
     code = "draining"
 
 
+class Misdirected(SourceUnavailable):
+    """A peer was asked under another name than its own: learn its name, and ask again.
+
+    node: that name.
+    """
+
+    code = "misdirected"
+
+    def __init__(self, message: str, *, node: str) -> None:
+        super().__init__(message)
+        self.node = node
+
+
 class NotWarmYet(SourceUnavailable):
     """The model is on its way: wait, and ask again."""
 

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
+from modelcache.domain.members import NodeId, is_node_id
 from modelcache.domain.ranges import ByteRange
 from modelcache.errors import (
     CorruptData,
     Draining,
     Forbidden,
+    Misdirected,
     ModelcacheError,
     NoCredentials,
     NotFound,
@@ -35,6 +37,7 @@ _STATUSES: Final = (  # the first that fits
     (Forbidden, HTTPStatus.FORBIDDEN),
     (UsageError, HTTPStatus.BAD_REQUEST),
     (CorruptData, HTTPStatus.BAD_REQUEST),
+    (Misdirected, HTTPStatus.MISDIRECTED_REQUEST),
     (NotYet, HTTPStatus.SERVICE_UNAVAILABLE),
     (Throttled, HTTPStatus.SERVICE_UNAVAILABLE),
     (Draining, HTTPStatus.SERVICE_UNAVAILABLE),
@@ -70,6 +73,8 @@ def refusal_of(error: ModelcacheError) -> tuple[HTTPStatus, bytes, Fields]:
     internal = status == HTTPStatus.INTERNAL_SERVER_ERROR  # its message is for this node's people
     message = "this node's store has failed" if internal else error.message
     said = {"code": error.code, "message": message[:MESSAGE_CHARACTERS_MAX]}
+    if isinstance(error, Misdirected):
+        said["node"] = error.node
     fields = [("Content-Type", "application/json")]
     after_s = getattr(error, "retry_after_s", None)
     if after_s is not None:
@@ -92,8 +97,21 @@ def error_of(where: str, status: int, headers: Mapping[str, str], body: bytes) -
         # One that is draining is as good as gone.
         waits = {NotYet.code: NotYet, Draining.code: SourceUnavailable}.get(code, Throttled)
         return waits(text, retry_after_s=retry_after_s(headers))
+    if status == HTTPStatus.MISDIRECTED_REQUEST:
+        return SourceUnavailable(text)  # another node has that address now: announcing finds it
     refused = 400 <= status < 500  # noqa: PLR2004 - client errors
     return SourceRefused(text) if refused else SourceUnavailable(text)
+
+
+def name_in(body: bytes) -> NodeId:
+    """Who answers that it was asked under another name. Raises CorruptData."""
+    try:
+        node = json.loads(body)["error"]["node"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptData("the peer does not say its name") from error
+    if not isinstance(node, str) or not is_node_id(node):
+        raise CorruptData("the peer does not say its name")
+    return NodeId(node)
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -73,7 +73,9 @@ class PeerAuth:
         """Headers that a request needs; none without a token."""
         if self._tokens is None:
             return ()
-        return (("X-Modelcache-Signature", signing.sign(scope, self._tokens.current(), _now_s())),)
+        signature = signing.sign(scope, self._tokens.current(), _now_s())
+        to = (("X-Modelcache-To", scope.to),) if scope.to else ()
+        return (*to, ("X-Modelcache-Signature", signature))
 
     def answered(self, scope: Scope, headers: Mapping[str, str], said: str) -> bool:
         """Whether a peer has given this answer to a request of ours; always, without a token.

@@ -1,6 +1,7 @@
 """Asks peers small things: what they have, and what refs mean. Weights go another way.
 
-One connection to each peer is kept for the next question. A question has one time limit for all of
+One connection to each peer is kept for the next question, and the name that the peer has said when
+it was asked first: a question is signed for one node. A question has one time limit for all of
 it, whatever the peer does meanwhile.
 """
 
@@ -15,8 +16,8 @@ from time import monotonic
 from typing import Final
 
 from modelcache.domain.members import Member, NodeId
-from modelcache.errors import CorruptData, SourceRefused, SourceUnavailable
-from modelcache.peers.answers import error_of
+from modelcache.errors import CorruptData, Misdirected, SourceRefused, SourceUnavailable
+from modelcache.peers.answers import error_of, name_in
 from modelcache.peers.auth import PeerAuth, not_a_peer
 from modelcache.peers.messages import ANNOUNCEMENT_BYTES_MAX, Announcement, ResolveRequest
 from modelcache.peers.requests import ANNOUNCE_PATH, RESOLVE_PATH
@@ -27,6 +28,7 @@ RESOLVED_BYTES_MAX: Final = 64 << 20  # a manifest of two hundred thousand files
 REFUSAL_BYTES_MAX: Final = 64 << 10
 IDLE_S: Final = 20.0  # the other side closes after 60
 IDLE_MAX: Final = 128  # two cells
+NAMES_MAX: Final = 10_000  # all members there may be
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class PeerClient:
         self._me = me
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, int], _Line] = {}
+        self._names: dict[tuple[str, int], NodeId] = {}
         self._closed = False
 
     def announce(self, member: Member, said: Announcement, *, timeout_s: float) -> Announcement:
@@ -87,6 +90,22 @@ class PeerClient:
             line.socket.close()
 
     def _ask(self, question: _Question) -> bytes:
+        try:
+            return self._ask_as_known(question)
+        except Misdirected as error:  # never asked before, or another node has that address now
+            with self._lock:
+                if len(self._names) >= NAMES_MAX:
+                    self._names.clear()
+                self._names[question.member.host, question.member.port] = NodeId(error.node)
+        try:
+            return self._ask_as_known(question)
+        except Misdirected as error:
+            raise SourceUnavailable(
+                f"{question.member.address} answers under one name and then another"
+            ) from error
+
+    def _ask_as_known(self, question: _Question) -> bytes:
+        """Raises Misdirected when the peer's name is another than was known, too."""
         member = question.member
         line = self._take(member)
         while True:
@@ -112,7 +131,8 @@ class PeerClient:
         kept = line.answered = False
         where, deadline_s = question.member.address, question.deadline_s
         try:
-            scope = Scope("POST", question.path, self._me, digest_of(question.body))
+            to = self._names.get((question.member.host, question.member.port), "")
+            scope = Scope("POST", question.path, self._me, to, digest_of(question.body))
             _send(line.socket, self._request(scope, question), deadline_s)
             left_s = max(0.0, deadline_s - monotonic())
             head = line.stream.read_head(idle_s=left_s, head_s=left_s)
@@ -129,10 +149,13 @@ class PeerClient:
                 self._put(question.member, line)
             else:
                 line.socket.close()
-        if status != HTTPStatus.OK:
+        misdirected = status == HTTPStatus.MISDIRECTED_REQUEST
+        if status != HTTPStatus.OK and not misdirected:
             raise error_of(where, status, fields, answer)
         if not self._auth.answered(scope, fields, answer_to(status, body=answer)):
             raise not_a_peer(where)
+        if misdirected:
+            raise Misdirected(f"{where} is another node", node=name_in(answer))
         return answer
 
     def _request(self, scope: Scope, question: _Question) -> bytes:

@@ -15,6 +15,7 @@ from modelcache.peers.signing import NO_BODY, Scope
 from modelcache.peers.wire import parse_head
 
 NODE: Final = "x-modelcache-node"
+TO: Final = "x-modelcache-to"
 WAIT: Final = "x-modelcache-wait"
 PRIORITY: Final = "x-modelcache-priority"
 DIGEST: Final = "x-modelcache-digest"
@@ -74,7 +75,15 @@ class Request:
     def scope(self) -> Scope:
         """What its signature must cover. Raises UsageError."""
         digest = fields_digest(self.fields) if self.method == "POST" else NO_BODY
-        return Scope(self.method, self.path, self.node, digest)
+        return Scope(self.method, self.path, self.node, self.to, digest)
+
+    @property
+    def to(self) -> str:
+        """The node it is meant for; empty where the asker does not know. Raises UsageError."""
+        to = self.fields.get(TO, "")
+        if to and not is_node_id(to):
+            raise UsageError("X-Modelcache-To must name the node that is asked")
+        return to
 
     def blob(self) -> BlobId:
         """The blob that the path names. Raises NotFound."""

@@ -16,6 +16,7 @@ from typing import Final
 
 from modelcache.config import PeerSettings
 from modelcache.domain.addresses import parse_address
+from modelcache.domain.members import NodeId
 from modelcache.errors import InvalidConfig
 from modelcache.peers.auth import PeerAuth
 from modelcache.peers.connections import Connections, Flights
@@ -41,8 +42,8 @@ _BUSY: Final = (
 class PeerServer:
     """Use once: `start`, perhaps `refuse` and `resume`, `close`. Thread-safe."""
 
-    def __init__(self, settings: PeerSettings, shelf: Shelf, auth: PeerAuth) -> None:
-        """Nothing is opened before `start`."""
+    def __init__(self, settings: PeerSettings, shelf: Shelf, auth: PeerAuth, *, me: NodeId) -> None:
+        """me: this node's name, which signed requests must be for. Opens nothing before `start`."""
         self._settings = settings
         self._stopping = threading.Event()
         self._counters = Counters()
@@ -50,6 +51,7 @@ class PeerServer:
         self._connections = Connections(settings.connections_max, settings.connections_per_peer_max)
         self._tools = Tools(
             settings,
+            me,
             shelf,
             auth,
             self._connections,

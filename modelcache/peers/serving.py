@@ -26,6 +26,7 @@ from modelcache.domain.ranges import ByteRange
 from modelcache.errors import (
     CorruptData,
     Forbidden,
+    Misdirected,
     ModelcacheError,
     NotFound,
     Throttled,
@@ -77,6 +78,7 @@ class Tools:
     """What all connections share."""
 
     settings: PeerSettings
+    me: NodeId
     shelf: Shelf
     auth: PeerAuth
     connections: Connections
@@ -171,7 +173,9 @@ class Connection:
             return self._dispatch(request, signed, stream)
         except ModelcacheError as error:
             tools.counters.refusal(request.node, error.code)
-            keep = request.keep and request.method != "POST"  # a body may still be on its way
+            # Of others, a body may still be on its way.
+            read = request.method != "POST" or isinstance(error, Misdirected)
+            keep = request.keep and read
             self._refuse(error, signed, keep=keep, head_only=head_only)
             return keep
 
@@ -187,6 +191,7 @@ class Connection:
     def _dispatch(self, request: Request, signed: Signed | None, stream: Stream) -> bool:
         match request.method, request.path:
             case (("GET" | "HEAD"), path) if path.startswith(BLOBS_PATH):
+                self._check_meant(request, signed)
                 with self._tools.flights.one():
                     self._give(request, signed)
                 return request.keep
@@ -200,6 +205,13 @@ class Connection:
         fields = (("Content-Type", "application/json"),)
         self._send_small(HTTPStatus.OK, body, fields, signed, keep=request.keep)
         return request.keep
+
+    def _check_meant(self, request: Request, signed: Signed | None) -> None:
+        """What was signed for another node is of no use here. Raises Misdirected."""
+        me = self._tools.me
+        if signed is not None and request.to != me:
+            asked = f"node {request.to} is asked" if request.to else "it is not said who is asked"
+            raise Misdirected(f"{asked}, and this is node {me}", node=me)
 
     # Messages
 
@@ -226,6 +238,7 @@ class Connection:
         digest = fields_digest(request.fields)
         if (signed is not None or digest != NO_BODY) and digest != digest_of(body):
             raise Forbidden("the body is not the one that was signed")
+        self._check_meant(request, signed)
         return body
 
     # Weights

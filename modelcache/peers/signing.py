@@ -1,11 +1,14 @@
 """Signatures of a cluster that shares one token. Pure: time and tokens are arguments.
 
-    X-Modelcache-Signature: v1 <unix seconds> <hex HMAC-SHA256>[,<hex HMAC-SHA256>]
-    X-Modelcache-Answer:    v1 <unix seconds> <hex HMAC-SHA256>
+    X-Modelcache-To:        <name of the node that is asked>
+    X-Modelcache-Signature: v2 <unix seconds> <hex HMAC-SHA256>[,<hex HMAC-SHA256>]
+    X-Modelcache-Answer:    v2 <unix seconds> <hex HMAC-SHA256>
 
-A request's signature covers method, path, node, time and the SHA-256 of its body, but not Range:
-so one serves all requests for a blob for five minutes, as SigV4 does. There is one for each token
-that holds now, two while a token is being changed. The answer's covers the request's signature,
+A request's signature covers method, path, both nodes' names, time and the SHA-256 of its body, but
+not Range: so one serves all requests of one node for a blob for five minutes, as SigV4 does, and is
+of no use at any other. Who does not know yet whom it asks leaves that name empty, and is told it
+instead of an answer. There is one signature for each token that holds now, two while a token is
+being changed. The answer's covers the request's signature,
 its status, its range and the hashes of its chunks, or the SHA-256 of its body. The time in it is
 the request's, so that whoever has the token can tell what was signed without having kept it.
 """
@@ -25,17 +28,22 @@ GOOD_FOR_S: Final = 300  # a connection's whole work; short enough that one over
 SKEW_S: Final = 60  # how far clocks may differ; NTP keeps them within milliseconds
 TOKENS_MAX: Final = 2  # the present one and the one before
 NO_BODY: Final = "-"
-_REQUEST: Final = re.compile(r"v1 ([0-9]{1,12}) ([0-9a-f]{64}(?:,[0-9a-f]{64}){0,3})")
-_ANSWER: Final = re.compile(r"v1 ([0-9]{1,12}) ([0-9a-f]{64})")
+_REQUEST: Final = re.compile(r"v2 ([0-9]{1,12}) ([0-9a-f]{64}(?:,[0-9a-f]{64}){0,3})")
+_ANSWER: Final = re.compile(r"v2 ([0-9]{1,12}) ([0-9a-f]{64})")
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What a request's signature covers. digest: hex SHA-256 of the body, NO_BODY without one."""
+    """What a request's signature covers.
+
+    node, to: who asks, and whom; `to` is empty where that is not known yet. digest: hex SHA-256 of
+    the body, NO_BODY without one.
+    """
 
     method: str
     path: str
     node: str
+    to: str
     digest: str = NO_BODY
 
 
@@ -51,7 +59,7 @@ class Signed:
 def sign(scope: Scope, tokens: Sequence[bytes], now_s: float) -> str:
     """The value of a request's signature header. Whole seconds of `now_s` count."""
     at_s = int(now_s)
-    return f"v1 {at_s} {','.join(_signature(token, scope, at_s) for token in tokens)}"
+    return f"v2 {at_s} {','.join(_signature(token, scope, at_s) for token in tokens)}"
 
 
 def verify(header: str | None, scope: Scope, tokens: Sequence[bytes], now_s: float) -> Signed:
@@ -77,7 +85,7 @@ def verify(header: str | None, scope: Scope, tokens: Sequence[bytes], now_s: flo
 
 def sign_answer(signed: Signed, said: str) -> str:
     """The value of an answer's signature header; `said` is made by `answer_to`."""
-    return f"v1 {signed.at_s} {_answer(signed, said)}"
+    return f"v2 {signed.at_s} {_answer(signed, said)}"
 
 
 def verify_answer(
@@ -122,10 +130,11 @@ def _check_time(at_s: int, now_s: float) -> None:
 
 
 def _signature(token: bytes, scope: Scope, at_s: int) -> str:
-    fields = ("modelcache-ask-v1", scope.method, scope.path, scope.node, str(at_s), scope.digest)
+    said = (scope.method, scope.path, scope.node, scope.to, str(at_s), scope.digest)
+    fields = ("modelcache-ask-v2", *said)
     return hmac.digest(token, "\n".join(fields).encode(), "sha256").hex()
 
 
 def _answer(signed: Signed, said: str) -> str:
-    fields = ("modelcache-answer-v1", signed.signature, said)
+    fields = ("modelcache-answer-v2", signed.signature, said)
     return hmac.digest(signed.token, "\n".join(fields).encode(), "sha256").hex()

@@ -28,7 +28,7 @@ _HASHES: Final = re.compile(r"[0-9a-f]{32}(,[0-9a-f]{32})*")
 class PeerSource:
     """Cheap to make, immutable."""
 
-    __slots__ = ("_auth", "_me", "_member", "_priority", "_wait_s", "_where")
+    __slots__ = ("_auth", "_me", "_member", "_node", "_priority", "_wait_s", "_where")
 
     def __init__(
         self,
@@ -47,6 +47,7 @@ class PeerSource:
         self._member = member
         self._auth = auth
         self._me = me
+        self._node = node
         self._wait_s = min(wait_s, WAIT_S_MAX)
         self._priority = priority
         self._where = f"node {node} ({member.address})"
@@ -117,4 +118,4 @@ class PeerSource:
         return error_of(self._where, status, headers, body)
 
     def _scope(self, file: File) -> Scope:
-        return Scope("GET", f"{BLOBS_PATH}{file.blob}", self._me)
+        return Scope("GET", f"{BLOBS_PATH}{file.blob}", self._me, self._node)

@@ -102,10 +102,12 @@ def hashes(fd: int, grid: ChunkGrid, span: ByteRange) -> tuple[bytes, ...]:
 
 
 @contextmanager
-def serving(shelf: FolderShelf, **settings: object) -> Iterator[PeerServer]:
+def serving(
+    shelf: FolderShelf, *, me: NodeId = ME, port: int = 0, **settings: object
+) -> Iterator[PeerServer]:
     """A server on a free port of loopback."""
-    chosen = replace(PeerSettings(listen="127.0.0.1:0"), **settings)
-    server = PeerServer(chosen, shelf, PeerAuth.of(chosen))
+    chosen = replace(PeerSettings(listen=f"127.0.0.1:{port}"), **settings)
+    server = PeerServer(chosen, shelf, PeerAuth.of(chosen), me=me)
     server.start()
     try:
         yield server

@@ -21,7 +21,7 @@ from modelcache.peers.tokens import TokenFile
 from tests.peers.support import TOKEN
 from tests.servers.certificates import Authority, Certificates
 
-SCOPE = Scope("GET", "/v1/blobs/x", "node-1")
+SCOPE = Scope("GET", "/v1/blobs/x", "node-1", "node-2")
 NEXT = "the token after that one: longer"
 
 

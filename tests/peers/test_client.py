@@ -221,6 +221,47 @@ def test_with_the_same_token_nodes_understand_each_other(shelf: FolderShelf, tok
         works(server, asking)
 
 
+def test_a_node_is_asked_by_the_name_that_it_has_said(shelf: FolderShelf, token_file: Path):
+    secured = {"token_file": str(token_file)}
+    with client(**secured) as asking:
+        with serving(shelf, **secured) as server:
+            port = server.port
+            for _ in range(3):
+                works(server, asking)
+            until(lambda: server.counters().peers[0].requests == 7)  # one was to hear the name
+            assert server.counters().connections == 1
+        other = NodeId("node-c")
+        shelf.said = Announcement(other, at(port))
+        with serving(shelf, me=other, port=port, **secured):
+            assert asking.announce(at(port), SAID, timeout_s=TIMEOUT_S).node == other
+    assert len(shelf.heard) == 4
+
+
+def test_what_never_says_the_same_name_is_given_up(token_file: Path, shelf: FolderShelf):
+    secured = {"token_file": str(token_file)}
+    with serving(shelf, **secured) as server, client(**secured) as asking:
+
+        class Forgetful(dict[tuple[str, int], NodeId]):
+            def __setitem__(self, key: tuple[str, int], node: NodeId) -> None:
+                """Learn nothing."""
+
+        asking._names = Forgetful()
+        with pytest.raises(SourceUnavailable, match="one name and then another"):
+            asking.announce(at(server.port), SAID, timeout_s=TIMEOUT_S)
+    assert not shelf.heard
+
+
+def test_a_name_is_believed_of_who_has_the_token_only(token_file: Path):
+    error = b'{"error": {"code": "misdirected", "message": "x", "node": "node-a"}}'
+    head = b"HTTP/1.1 421 Misdirected Request\r\nContent-Length: %d\r\n\r\n" % len(error)
+    with (
+        WireServer(answers([head + error])) as impostor,
+        client(token_file=str(token_file)) as asking,
+        pytest.raises(Forbidden, match="does not have the cluster's token"),
+    ):
+        asking.announce(at(impostor.port), SAID, timeout_s=TIMEOUT_S)
+
+
 def test_without_the_token_nothing_is_answered(
     shelf: FolderShelf, token_file: Path, tmp_path: Path
 ):
@@ -241,9 +282,9 @@ def test_a_node_with_a_wrong_clock_hears_of_it(
 ):
     path = f"/v1/blobs/{blob_id()}"
     now_s = datetime.now(UTC).timestamp()
-    signature = sign(Scope("GET", path, OTHER), [TOKEN.encode()], now_s - age_s)
+    signature = sign(Scope("GET", path, OTHER, ME), [TOKEN.encode()], now_s - age_s)
     with serving(shelf, token_file=str(token_file)) as server:
-        status, _, body = ask(server, path, X_Modelcache_Signature=signature)
+        status, _, body = ask(server, path, X_Modelcache_To=ME, X_Modelcache_Signature=signature)
     assert status == 403
     assert said.encode() in body
     assert b"NTP" in body

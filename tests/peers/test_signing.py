@@ -22,7 +22,7 @@ from modelcache.peers.signing import (
 )
 
 ONE, TWO, THREE = (name.encode() * 8 for name in ("one", "two", "three"))
-SCOPE = Scope("POST", "/v1/announce", "node-1", digest_of(b"body"))
+SCOPE = Scope("POST", "/v1/announce", "node-1", "node-2", digest_of(b"body"))
 NOW_S = 1_800_000_000.0
 
 
@@ -46,7 +46,9 @@ def test_old_and_early_signatures_say_what_is_wrong_with_the_clocks(age_s: float
     [
         replace(SCOPE, method="GET"),
         replace(SCOPE, path="/v1/resolve"),
-        replace(SCOPE, node="node-2"),
+        replace(SCOPE, node="node-3"),
+        replace(SCOPE, to="node-1"),
+        replace(SCOPE, to=""),
         replace(SCOPE, digest=digest_of(b"another")),
         replace(SCOPE, digest=digest_of(b"")),
     ],
@@ -71,13 +73,13 @@ def test_without_a_signature_credentials_are_asked_for():
     "header",
     [
         "",
-        "v1",
-        "v2 1 " + "0" * 64,
-        "v1 x " + "0" * 64,
-        "v1 1 " + "0" * 63,
-        "v1 1 " + "Z" * 64,
-        "v1 1 " + ",".join(["0" * 64] * 5),
-        "v1 " + "9" * 13 + " " + "0" * 64,
+        "v2",
+        "v3 1 " + "0" * 64,
+        "v2 x " + "0" * 64,
+        "v2 1 " + "0" * 63,
+        "v2 1 " + "Z" * 64,
+        "v2 1 " + ",".join(["0" * 64] * 5),
+        "v2 " + "9" * 13 + " " + "0" * 64,
     ],
 )
 def test_malformed_signatures_are_refused(header: str):
@@ -117,7 +119,7 @@ def test_an_answer_is_good_for_its_request_and_what_it_says_only():
     assert not verify_answer(header, SCOPE, said, [TWO], NOW_S)
     assert not verify_answer(header, SCOPE, said, [ONE], NOW_S + GOOD_FOR_S + SKEW_S + 1)
     assert not verify_answer(None, SCOPE, said, [ONE], NOW_S)
-    assert not verify_answer("v1 1", SCOPE, said, [ONE], NOW_S)
+    assert not verify_answer("v2 1", SCOPE, said, [ONE], NOW_S)
 
 
 def test_bodies_of_messages_are_covered():

@@ -186,6 +186,39 @@ def test_what_has_no_token_cannot_pose_as_a_peer(shelf: FolderShelf, token_file:
         read(requests, job, GRID.span(0))
 
 
+def test_what_was_signed_for_one_node_is_of_no_use_at_another(shelf: FolderShelf, token_file: Path):
+    """Somebody has overheard a request, or was sent it at an address that was a peer's before."""
+    secured = {"token_file": str(token_file)}
+    with serving(shelf, **secured) as one, serving(shelf, me=NodeId("node-c"), **secured) as two:
+        target = Peers(one.port, **secured).source(ME).locate(FILE)
+        for server, to, status in (
+            (one, ME, 206),
+            (two, ME, 421),
+            (two, "node-c", 403),
+            (one, "node-c", 403),
+        ):
+            headers = {**dict(target.headers), "X-Modelcache-To": to, "Range": "bytes=0-9"}
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+            connection.request("GET", target.path, headers=headers)
+            answer = connection.getresponse()
+            assert answer.status == status
+            assert (answer.read() == DATA[:10]) is (status == 206)
+            connection.close()
+    assert len(shelf.asked) == 1
+
+
+def test_a_node_that_has_another_ones_address_now_is_not_asked_as_that_one(
+    shelf: FolderShelf, token_file: Path
+):
+    secured = {"token_file": str(token_file)}
+    with (
+        serving(shelf, me=NodeId("node-c"), **secured) as server,
+        reading(server.port, **secured) as (requests, job),
+        pytest.raises(SourceUnavailable, match="node node-a is asked, and this is node node-c"),
+    ):
+        read(requests, job, GRID.span(0))
+
+
 @pytest.mark.parametrize("field", ["Content-Range", "X-Modelcache-Xxh3", "X-Modelcache-Answer"])
 def test_an_answer_that_was_changed_on_its_way_is_not_believed(
     shelf: FolderShelf, token_file: Path, field: str

@@ -77,7 +77,7 @@ class Swarm:
             said=self._said,
             heard=self._heard,
         )
-        self._server = PeerServer(settings.peers, door, self._auth)
+        self._server = PeerServer(settings.peers, door, self._auth, me=self.me)
         self._budget = Budget(settings.swarm, self._active, engine)
         self._announcer = Announcer(
             self._client,
