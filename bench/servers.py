@@ -35,6 +35,7 @@ from modelcache.domain.ranges import ByteRange
 from modelcache.peers.auth import PeerAuth
 from modelcache.peers.messages import Announcement, ResolveRequest
 from modelcache.peers.server import PeerServer, Piece
+from modelcache.peers.shelf import Gone, never
 from modelcache.peers.signing import Scope
 
 BLOB = BlobId(f"sha256-{0:064x}")
@@ -55,10 +56,17 @@ class OneFile:
         self._size_bytes = Path(path).stat().st_size
 
     def open(
-        self, blob: BlobId, span: ByteRange, *, wait_s: float, priority: int, node: NodeId
+        self,
+        blob: BlobId,
+        span: ByteRange,
+        *,
+        wait_s: float,
+        priority: int,
+        node: NodeId,
+        gone: Gone = never,
     ) -> Piece:
         """Any blob is the file."""
-        del blob, wait_s, priority, node
+        del blob, wait_s, priority, node, gone
         fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         return Piece(fd, span.start, span.size_bytes, self._size_bytes, (bytes(16),))
 

@@ -106,7 +106,8 @@ class PeerServer:
     def close(self) -> None:
         """Break off what is under way and end all threads. Idempotent.
 
-        A thread that waits for the shelf is waited for as long as `peers.wait_s`, not longer.
+        A thread that waits for the shelf finds its connection closed, and is waited for no longer
+        than `peers.wait_s` in any case.
         """
         self._stopping.set()
         listener, thread = self._listener, self._thread

@@ -5,11 +5,13 @@ What is read and written has a time limit in any state, so that no peer can hold
     handshake, head, body of a request   HANDSHAKE_S, HEAD_S, BODY_S
     between two requests                 IDLE_S
     an answer                            see `sending`
-    a chunk that is on its way           what the asker is willing to wait, at most `peers.wait_s`
+    a chunk that is on its way           what the asker is willing to wait, at most `peers.wait_s`;
+                                         less for one that has gone
 """
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import threading
@@ -277,7 +279,14 @@ class Connection:
                 wait_s=min(request.wait_s, tools.settings.wait_s),
                 priority=request.priority,
                 node=request.node,
+                gone=self._gone,
             )
+
+    def _gone(self) -> bool:
+        """Whether the peer has closed, or was closed on: nobody would read an answer."""
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _head_of(
         self, request: Request, piece: Piece, span: ByteRange, signed: Signed | None, *, whole: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +11,14 @@ from modelcache.domain.manifests import BlobId
 from modelcache.domain.members import NodeId
 from modelcache.domain.ranges import ByteRange
 from modelcache.peers.messages import Announcement, ResolveRequest
+
+Gone = Callable[[], bool]
+"""Whether whoever asked has gone; quick."""
+
+
+def never() -> bool:
+    """Of who waits for an answer whatever happens."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +44,21 @@ class Shelf(Protocol):
     """Called from many threads at once; each may raise StoreError too."""
 
     def open(
-        self, blob: BlobId, span: ByteRange, *, wait_s: float, priority: int, node: NodeId
+        self,
+        blob: BlobId,
+        span: ByteRange,
+        *,
+        wait_s: float,
+        priority: int,
+        node: NodeId,
+        gone: Gone = never,
     ) -> Piece:
         """A range of a blob that others may have.
 
-        Blocks up to `wait_s` for what is on its way. `span` comes from the network: it may reach
-        beyond the blob's end or begin there, and then only what is within counts; total_bytes is
-        right in any case. An empty span asks for just that. Raises NotHeld, NotYet.
+        Blocks up to `wait_s` for what is on its way, but not much longer than until `gone`, asked
+        now and then, says that nobody waits for the answer. `span` comes from the network: it may
+        reach beyond the blob's end or begin there, and then only what is within counts;
+        total_bytes is right in any case. An empty span asks for just that. Raises NotHeld, NotYet.
         """
         ...
 

@@ -28,6 +28,7 @@ class PeerSources(Protocol):
 
 
 CLAIM_WAIT_S: Final = 60.0  # a revoked holder stops at its next block; a disk write may be slow
+LOOK_S: Final = 0.5  # how often to see whether who waits for a chunk is still there
 _MARGIN_S: Final = 5.0  # a signature this close to its end is renewed
 
 
@@ -171,12 +172,22 @@ class BlobJob:
             self._closed = True
             self._changed.notify_all()
 
-    def wait_served(self, span: ByteRange, wait_s: float) -> bool:
-        """Wait until others may have all of `span`; False if that does not come to be in time."""
+    def wait_served(
+        self, span: ByteRange, wait_s: float, gone: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """Wait until others may have all of `span`; False if that does not come to be in time.
+
+        gone: asked every now and then, and quick: whether nobody waits for it any more.
+        """
         chunks = set(self.grid.covering(span))
+        until_s = monotonic() + wait_s
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or chunks <= self._served, wait_s)
-            return not self._closed and chunks <= self._served
+            while not self._closed and not chunks <= self._served:
+                left_s = until_s - monotonic()
+                if left_s <= 0 or gone():
+                    return False
+                self._changed.wait(min(left_s, LOOK_S))
+            return not self._closed
 
     def has(self, span: ByteRange) -> bool:
         """Whether all chunks of `span` are stored, each as its hash or its origin says."""

@@ -22,6 +22,7 @@ from modelcache.errors import NotHeld, NotYet
 from modelcache.peers.auth import PeerAuth
 from modelcache.peers.messages import Announcement, ResolveRequest
 from modelcache.peers.server import PeerServer, Piece
+from modelcache.peers.shelf import Gone, never
 
 CHUNK_BYTES = 1 << 20
 ME = NodeId("node-a")
@@ -64,12 +65,21 @@ class FolderShelf:
             self._changed.notify_all()
 
     def open(
-        self, blob: BlobId, span: ByteRange, *, wait_s: float, priority: int, node: NodeId
+        self,
+        blob: BlobId,
+        span: ByteRange,
+        *,
+        wait_s: float,
+        priority: int,
+        node: NodeId,
+        gone: Gone = never,
     ) -> Piece:
         self.asked.append((node, priority, wait_s))
         with self._changed:
             self.waiting += 1
-            came = self._changed.wait_for(lambda: blob not in self.coming, wait_s)
+            until_s = monotonic() + wait_s
+            while not (came := blob not in self.coming) and monotonic() < until_s and not gone():
+                self._changed.wait(0.01)
             self.waiting -= 1
         if not came:
             raise NotYet("not here yet", retry_after_s=0.3)
@@ -154,15 +164,17 @@ def say(server: PeerServer, data: bytes) -> bytes:
 
 
 @contextmanager
-def receiver(server: PeerServer, blob: BlobId, node: str = OTHER) -> Iterator[socket.socket]:
+def receiver(
+    server: PeerServer, blob: BlobId, node: str = OTHER, **fields: str
+) -> Iterator[socket.socket]:
     """A peer that asks for a whole blob and reads as fast as the test does."""
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
         client.settimeout(WAIT_S)
         client.connect(("127.0.0.1", server.port))
-        client.sendall(
-            f"GET /v1/blobs/{blob} HTTP/1.1\r\nX-Modelcache-Node: {node}\r\n\r\n".encode()
-        )
+        named = {"X-Modelcache-Node": node, **fields}
+        lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in named.items())
+        client.sendall(f"GET /v1/blobs/{blob} HTTP/1.1\r\n{lines}\r\n".encode())
         yield client
 
 

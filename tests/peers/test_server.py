@@ -189,6 +189,14 @@ def test_a_chunk_that_arrives_while_it_is_asked_for_is_given(shelf: FolderShelf)
         assert server.counters().peers[0].waiting == 0
 
 
+def test_nothing_waits_for_a_peer_that_has_gone(shelf: FolderShelf):
+    shelf.coming.add(blob_id(3))
+    with serving(shelf, wait_s=3600.0) as server:
+        with receiver(server, blob_id(3), X_Modelcache_Wait="3600"):
+            until(lambda: shelf.waiting == 1)
+        until(lambda: shelf.waiting == 0 and server.counters().connections == 0)
+
+
 def test_a_chunk_that_does_not_arrive_is_asked_for_again_later(shelf: FolderShelf):
     shelf.coming.add(blob_id(3))
     with serving(shelf) as server:
@@ -385,13 +393,13 @@ def test_closing_leaves_no_threads_and_no_descriptors(shelf: FolderShelf):
     shelf.coming.add(blob_id(3))
     before = descriptors()
     with (
-        serving(shelf, wait_s=1.0) as server,
+        serving(shelf, wait_s=3600.0) as server,
         ThreadPoolExecutor() as pool,
         receiver(server, blob_id(1)),
         receiver(server, blob_id(1), "another"),
         socket.create_connection(("127.0.0.1", server.port)),
     ):
-        waiting = pool.submit(get, server, blob_id(3), "bytes=0-9", X_Modelcache_Wait="15")
+        waiting = pool.submit(get, server, blob_id(3), "bytes=0-9", X_Modelcache_Wait="3600")
         until(lambda: server.counters().connections == 4 and shelf.waiting == 1)
         server.close()
         assert waiting.exception() is not None

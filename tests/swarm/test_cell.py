@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 
@@ -130,12 +131,10 @@ def lying(node: CellNode, blob_bytes: int = 0) -> None:
     door = node.swarm._server._tools.shelf
     real = door.open
 
-    def open_wrong(
-        blob: BlobId, span: ByteRange, *, wait_s: float, priority: int, node: NodeId
-    ) -> Piece:
+    def open_wrong(blob: BlobId, span: ByteRange, **more: Any) -> Piece:
         import xxhash  # noqa: PLC0415
 
-        piece = real(blob, span, wait_s=wait_s, priority=priority, node=node)
+        piece = real(blob, span, **more)
         data = bytearray(os.pread(piece.fd, piece.size_bytes, piece.offset))
         piece.close()
         if len(data) > blob_bytes:
@@ -394,6 +393,24 @@ def test_nodes_share_with_a_token_and_leave_out_who_has_another(tmp_path: Path) 
         assert set(nodes[0].came_from()) == {"origin", "peer:b"}
         assert set(nodes[1].came_from()) == {"origin", "peer:a"}
         assert set(nodes[2].came_from()) == {"origin"}
+
+
+def test_two_nodes_of_one_name_say_so_and_fetch_all_the_same(tmp_path: Path) -> None:
+    with (
+        origin(tmp_path / "o", FILES) as source,
+        cell(tmp_path, "a", "b", "a") as (a, b, c),
+    ):
+        told: list[str] = []
+        for node in (a, b, c):
+            node.swarm.on_namesake = told.append
+        snapshots = pull_together((a, b, c), source.index)
+        assert all(tree(each.path) == tree(source.folder / "model") for each in snapshots)
+        addresses = {c.swarm.member.address, a.swarm.member.address}
+        assert {line.split()[3] for line in told} == addresses, "each is told once of the other"
+        assert len(told) == len(addresses)
+        assert all("agent.node" in line for line in told)
+        assert [node.swarm.warnings() == [] for node in (a, b, c)] == [False, True, False]
+        assert a.swarm.counters()["namesakes"] == 1
 
 
 def test_what_is_more_urgent_gets_the_bandwidth_and_the_rest_goes_on_after(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from modelcache.domain.manifests import BlobId, File
-from modelcache.domain.ranges import ChunkGrid
+from modelcache.domain.ranges import ByteRange, ChunkGrid
 from modelcache.errors import StoreError
 from modelcache.planner import AttemptId, SourceId
 from modelcache.transfer import jobs
@@ -52,6 +52,18 @@ def test_letting_go_of_what_somebody_else_holds_changes_nothing(job: BlobJob):
     job.release(3, SECOND, stored=True)
     assert not job.claim(0, SECOND, never)
     assert job.claim(3, SECOND, never)
+
+
+def test_nobody_waits_for_a_chunk_that_nobody_wants_any_more(job: BlobJob):
+    looked: list[bool] = []
+
+    def gone() -> bool:
+        looked.append(True)
+        return len(looked) == 2  # at the second look, not at the first
+
+    assert not job.wait_served(ByteRange(0, 1), 3600.0, gone)
+    assert not job.wait_served(ByteRange(0, 1), 0.0)
+    assert len(looked) == 2
 
 
 def test_whoever_takes_over_stops_the_holder_and_waits_for_it(job: BlobJob):

@@ -16,7 +16,7 @@ from modelcache.domain.ranges import ByteRange
 from modelcache.domain.refs import Ref, parse_ref
 from modelcache.errors import NotHeld, NotInStore, UsageError
 from modelcache.peers.messages import Announcement, ResolveRequest
-from modelcache.peers.server import Piece
+from modelcache.peers.shelf import Gone, Piece, never
 from modelcache.sources.opening import open_source
 
 
@@ -50,11 +50,18 @@ class Door:
         self._heard = heard
 
     def open(
-        self, blob: BlobId, span: ByteRange, *, wait_s: float, priority: int, node: NodeId
+        self,
+        blob: BlobId,
+        span: ByteRange,
+        *,
+        wait_s: float,
+        priority: int,
+        node: NodeId,
+        gone: Gone = never,
     ) -> Piece:
         """A range of a blob. Waits for what is on its way. Raises NotHeld, NotYet."""
         del priority, node
-        return self._shelf.open(blob, span, wait_s=wait_s)
+        return self._shelf.open(blob, span, wait_s=wait_s, gone=gone)
 
     def announce(self, said: Announcement) -> Announcement:
         """Another node has said what it fetches; answer with what is here of that."""

@@ -20,7 +20,7 @@ from modelcache.domain.holdings import Holding, HoldingState
 from modelcache.domain.manifests import BlobId
 from modelcache.domain.ranges import ByteRange, ChunkGrid
 from modelcache.errors import NotHeld, NotYet, StoreError
-from modelcache.peers.server import Piece
+from modelcache.peers.shelf import Gone, Piece, never
 from modelcache.planner import ChunkWanted
 from modelcache.store import BlobState, Store, receipts
 from modelcache.store.receipts import Receipt
@@ -41,11 +41,11 @@ class Shelf:
         self._lock = Lock()
         self.given_s = float("-inf")  # when a chunk of an unfinished blob was given last
 
-    def open(self, blob: BlobId, span: ByteRange, *, wait_s: float) -> Piece:
+    def open(self, blob: BlobId, span: ByteRange, *, wait_s: float, gone: Gone = never) -> Piece:
         """A descriptor for what of a range is within the blob.
 
         With the chunks' hashes where it is cut at chunks. Waits up to `wait_s` for what is on its
-        way. Raises NotHeld, NotYet.
+        way, while the asker has not `gone`. Raises NotHeld, NotYet.
         """
         deadline_s = monotonic() + wait_s
         for _ in range(TRIES):
@@ -59,7 +59,7 @@ class Shelf:
             within = _within(span, job.file.size_bytes)
             for chunk in job.unserved(within):
                 transfer.tell(ChunkWanted(blob, chunk))
-            if not job.wait_served(within, max(0.0, deadline_s - monotonic())):
+            if not job.wait_served(within, max(0.0, deadline_s - monotonic()), gone):
                 if self._store.has_blob(blob, job.file.size_bytes):
                     continue  # complete meanwhile
                 raise NotYet("the chunk did not come in time", retry_after_s=RETRY_S)
