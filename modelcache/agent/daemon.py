@@ -44,6 +44,13 @@ class Neighbourhood(Protocol):
     on_quarantine: Callable[[NodeId, bool], None] | None
     """Called with a node that is left alone for a while, and whether it gave wrong bytes."""
 
+    on_namesake: Callable[[str], None] | None
+    """Called with a line to tell people when another node is found to have this one's name."""
+
+    def warnings(self) -> list[str]:
+        """What is wrong with the nodes' settings, a line each that says what to do."""
+        ...
+
     def refuse(self) -> None:
         """Tell others, whenever there is something to tell, that this node leaves. Idempotent."""
         ...
@@ -125,6 +132,7 @@ class Daemon:
         if self.neighbours is not None:
             self.neighbours.on_handed = self._keep
             self.neighbours.on_quarantine = self._quarantined
+            self.neighbours.on_namesake = self._name_taken
             self.neighbours.start()
             self._listening = True
             self.node.foresight.join(self.neighbours)
@@ -210,6 +218,13 @@ class Daemon:
 
     def _quarantined(self, peer: NodeId, lied: bool) -> None:
         self.node.events.add(EventKind.PEER_QUARANTINED, peer=peer, lied=lied)
+
+    def _name_taken(self, message: str) -> None:
+        self.node.events.add(EventKind.NAME_TAKEN, message=message)
+
+    def warnings(self) -> list[str]:
+        """What somebody should change, a line each; it works meanwhile, and not as it should."""
+        return self.neighbours.warnings() if self.neighbours is not None else []
 
     def usage(self) -> Usage:
         """What the store takes, as counted within the last moments."""

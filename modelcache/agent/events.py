@@ -42,6 +42,7 @@ class EventKind(StrEnum):
     DRAIN_ENDED = "drain_ended"
     STORE_TROUBLE = "store_trouble"
     PEER_QUARANTINED = "peer_quarantined"
+    NAME_TAKEN = "name_taken"
     PUBLISHED = "published"
     UNPUBLISHED = "unpublished"
     STREAM_TROUBLE = "stream_trouble"  # what: timed_out, failed, doubted, and what is slower

@@ -87,6 +87,7 @@ def agent_text(status: AgentStatus) -> str:
     return "\n".join(
         [
             f"node {status.node}, modelcache {status.version}, {state}",
+            *(f"warning: {line}" for line in status.plain.get("warnings", ())),
             f"store {store.get('path', '?')}: {taken} in blobs, {partial} under way, {free} free",
             wanted_text(status.wanted),
         ]

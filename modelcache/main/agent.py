@@ -30,6 +30,7 @@ _LEVELS: Final = {
     "failed": "error",
     "store_trouble": "error",
     "peer_quarantined": "warning",
+    "name_taken": "warning",
 }
 
 

@@ -34,6 +34,7 @@ ORIGIN_CHARACTERS_MAX: Final = 512
 BLOB_BYTES_MAX: Final = 1 << 50
 CHUNKS_MAX: Final = 1 << 20  # of one blob: 16 TiB in chunks of the usual size
 SECONDS_MAX: Final = 86_400.0
+LIFE_CHARACTERS_MAX: Final = 32
 CONNECTIONS_MAX: Final = 1 << 20
 _MODEL: Final = re.compile(r"[0-9a-f]{64}")
 _FIELDS_BYTES: Final = 400  # more than a holding's fields without its bitmap take
@@ -49,7 +50,8 @@ class Announcement:
     models: those of the models asked about that are complete here. asked_models: the ones it wants
     to hear about in return. throttled: origins that asked this node for less, and for how many
     seconds more. origins: how many connections it has to each. handed: refs of models that only the
-    sender has, and that the receiver may keep.
+    sender has, and that the receiver may keep. life: of the process that says it; two of one name
+    are told apart by it.
     """
 
     node: NodeId
@@ -62,6 +64,7 @@ class Announcement:
     throttled: Mapping[str, float] = field(default_factory=dict)
     origins: Mapping[str, int] = field(default_factory=dict)
     handed: tuple[str, ...] = ()
+    life: str = ""
 
     def to_json(self) -> bytes:
         """At most ANNOUNCEMENT_BYTES_MAX bytes: blobs that do not fit are left unsaid."""
@@ -73,6 +76,7 @@ class Announcement:
                 "handed": list(self.handed[:HANDED_MAX]),
                 "host": self.member.host,
                 "leaving": self.leaving,
+                "life": self.life,
                 "models": list(self.models[:MODELS_MAX]),
                 "node": self.node,
                 "origins": dict(list(self.origins.items())[:ORIGINS_MAX]),
@@ -104,6 +108,7 @@ class Announcement:
             throttled=_by_origin(raw["throttled"], _seconds),
             origins=_by_origin(raw["origins"], lambda value: _whole(value, 0, CONNECTIONS_MAX)),
             handed=tuple(_text(ref, _is_ref) for ref in _listed(raw.get("handed", []), HANDED_MAX)),
+            life=_text(raw.get("life", ""), _is_life),
         )
 
 
@@ -220,6 +225,10 @@ def _by_origin(raw: object, read: Callable[[object], T]) -> dict[str, T]:
 
 def _is_origin(text: str) -> bool:
     return 0 < len(text) <= ORIGIN_CHARACTERS_MAX and text.isprintable()
+
+
+def _is_life(text: str) -> bool:
+    return len(text) <= LIFE_CHARACTERS_MAX and text.isascii() and (not text or text.isalnum())
 
 
 def _is_ref(text: str) -> bool:

@@ -87,10 +87,11 @@ def test_an_agent_that_is_not_ready_says_why():
         ("draining",),
         True,
         (),
-        {"store": {"path": "/s", "free_bytes": 5}},
+        {"store": {"path": "/s", "free_bytes": 5}, "warnings": ["something is odd"]},
     )
     assert agent_text(status).splitlines() == [
         "node node-1, modelcache 0.1.0, not ready: draining",
+        "warning: something is odd",
         "store /s: 0 B in blobs, 0 B under way, 5 B free",
         "nothing is wanted here",
     ]

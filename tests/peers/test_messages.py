@@ -41,6 +41,7 @@ SAID = Announcement(
     throttled={"hf://": 12.5},
     origins={"s3://bucket": 8},
     handed=("hf://org/name",),
+    life="0123456789abcdef",
 )
 
 
@@ -115,6 +116,9 @@ def test_fields_of_newer_versions_are_left_alone():
         {"origins": {"a": -1}},
         {"handed": [""]},
         {"handed": [5]},
+        {"life": 5},
+        {"life": "a b"},
+        {"life": "a" * 33},
         {"handed": ["hf://a/b"] * (HANDED_MAX + 1)},
     ],
 )
@@ -148,7 +152,7 @@ def test_announcements_with_a_blob_that_cannot_be_are_corrupt(fields: dict[str, 
         Announcement.from_json(changed_blob(**fields))
 
 
-@pytest.mark.parametrize("name", sorted({*json.loads(SAID.to_json())} - {"handed"}))
+@pytest.mark.parametrize("name", sorted({*json.loads(SAID.to_json())} - {"handed", "life"}))
 def test_every_field_must_be_there(name: str):
     raw = json.loads(SAID.to_json())
     del raw[name]

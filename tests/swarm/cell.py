@@ -142,7 +142,8 @@ def cell(folder: Path, *names: str, **more: dict[str, Any]) -> Iterator[tuple[Ce
     with ExitStack() as stack:
         nodes = []
         for name, port in zip(names, ports, strict=True):
-            settings = settings_of(folder / name, name, port, members, **more)
+            store = folder / (name if names.count(name) == 1 else f"{name}-{port}")
+            settings = settings_of(store, name, port, members, **more)
             engine = stack.enter_context(Engine(settings))
             swarm = Swarm(settings, engine)
             swarm.start()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from secrets import token_hex
 from time import monotonic
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from modelcache.agent.swarm.announcing import ANSWER_S, Announcer
 from modelcache.agent.swarm.budget import Budget
 from modelcache.agent.swarm.door import Door
 from modelcache.agent.swarm.handover import Handover
+from modelcache.agent.swarm.namesakes import Namesakes
 from modelcache.agent.swarm.neighbours import Neighbours
 from modelcache.agent.swarm.shelf import Shelf
 from modelcache.agent.swarm.sightings import Sightings
@@ -68,6 +70,8 @@ class Swarm:
         self._active = Active()
         self._neighbours = Neighbours()
         self._sightings = Sightings()
+        self._life = token_hex(8)
+        self._namesakes = Namesakes(self.me, self._life)
         self._shelf = Shelf(engine.store, self._active)
         self._agreement = Agreement(settings.swarm.agree_s)
         door = Door(
@@ -99,6 +103,7 @@ class Swarm:
             say=lambda blobs, asked: self._said(blobs=blobs, asked_models=asked),
         )
         self.on_quarantine: Callable[[NodeId, bool], None] | None = None  # who, and whether it lied
+        self.on_namesake: Callable[[str], None] | None = None  # what to tell people
         self.on_handed: Callable[[str], None] | None = None  # a ref that another node cannot keep
 
     # Life
@@ -277,16 +282,20 @@ class Swarm:
             draining=self._draining,
             leaving=leaving,
             throttled=self._budget.told(),
+            life=self._life,
         )
 
     def _learn(self, member: Member, said: Announcement) -> None:
         """A member has answered. Its address is the one it was asked at, whatever it says."""
-        if said.node == self.me:
-            return  # our own address under another name
         self._heard(said, member)
 
     def _heard(self, said: Announcement, member: Member | None = None) -> None:
         node = said.node
+        warning = self._namesakes.look(said, member or said.member)
+        if warning is not None and self.on_namesake is not None:
+            self.on_namesake(warning)
+        if node == self.me:
+            return  # one of our own addresses, or a namesake, whom nobody can ask for anything
         self._sightings.heard(said, monotonic(), asked=member is not None)
         if said.leaving:
             self._neighbours.left(node)
@@ -334,6 +343,10 @@ class Swarm:
 
     # For people and metrics
 
+    def warnings(self) -> list[str]:
+        """See daemon.Neighbourhood."""
+        return self._namesakes.warnings()
+
     def counters(self) -> dict[str, float]:
         """Sums since the start, by name with unit."""
         counts = self._server.counters()
@@ -342,6 +355,7 @@ class Swarm:
             "served_requests": float(sum(each.requests for each in counts.peers)),
             "refused_requests": float(sum(sum(each.refusals.values()) for each in counts.peers)),
             "connections": float(counts.connections),
+            "namesakes": float(len(self._namesakes.warnings())),
         }
 
     def peers(self) -> list[dict[str, Any]]:

@@ -29,7 +29,9 @@ from modelcache.faces.http.foresight_metrics import ForesightMetrics
 MODELS_MAX: Final = 200  # more series of one node would help nobody; the most urgent are shown
 ID_DIGITS: Final = 12
 PEER_COUNTERS_MAX: Final = 64
-_PRESENT: Final = frozenset({"connections"})  # of the peers' numbers, what goes down again
+_PRESENT: Final = frozenset(
+    {"connections", "namesakes"}
+)  # of the peers' numbers, what goes down again
 
 _TROUBLES: Final = ("timed_out", "failed", "doubted")  # told even where there were none
 

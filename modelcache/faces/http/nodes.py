@@ -43,6 +43,7 @@ def node_routes(daemon: Daemon, closing: Closing) -> APIRouter:
             ready=not reasons,
             reasons=reasons,
             draining=node.draining,
+            warnings=daemon.warnings(),
             store=StoreInfo(
                 path=str(daemon.settings.store.path),
                 blobs_bytes=usage.blobs_bytes,

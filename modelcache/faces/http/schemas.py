@@ -334,6 +334,10 @@ class NodeStatus(_Answer):
     ready: bool = Field(examples=[True])
     reasons: list[str] = Field(examples=[[]], description="Why it is not ready.")
     draining: bool = Field(examples=[False])
+    warnings: list[str] = Field(
+        examples=[[]],
+        description="What should be changed; it works meanwhile, but not as it could.",
+    )
     store: StoreInfo
     wanted: list[WantedModel]
 
