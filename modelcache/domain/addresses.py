@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from typing import Final
 
 from modelcache.domain.members import Member
@@ -28,6 +29,14 @@ def is_host(text: str) -> bool:
 def is_zone(text: str) -> bool:
     """Whether it can be a zone's name; empty where nobody has said."""
     return _ZONE.fullmatch(text) is not None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, without brackets, is this machine and nobody else's."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def parse_address(text: str) -> tuple[str, int | None]:

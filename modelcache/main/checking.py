@@ -68,7 +68,7 @@ def problems(config: Path | None, flags: Flags, settings: Settings | None) -> li
 def _opening(settings: Settings) -> Iterator[str]:
     """What opening things shows; nothing is made or changed, and nothing listens."""
     from modelcache.agent import Engine  # noqa: PLC0415 - see the package
-    from modelcache.faces.http.guard import TokenFile  # noqa: PLC0415
+    from modelcache.faces.http.guard import token_file  # noqa: PLC0415
     from modelcache.main.wiring import neighbours_for  # noqa: PLC0415
 
     try:
@@ -82,7 +82,7 @@ def _opening(settings: Settings) -> Iterator[str]:
             yield error.message
     if settings.agent.tcp_token_file:
         try:
-            TokenFile(Path(settings.agent.tcp_token_file).expanduser())
+            token_file(Path(settings.agent.tcp_token_file))
         except ModelcacheError as error:
             yield error.message
 

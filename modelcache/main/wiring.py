@@ -13,7 +13,7 @@ from modelcache.agent import Engine
 from modelcache.agent.daemon import Daemon, Neighbourhood
 from modelcache.domain.listening import parse_listen
 from modelcache.faces.http import Guard, create_app
-from modelcache.faces.http.guard import TokenFile
+from modelcache.faces.http.guard import token_file
 from modelcache.faces.http.sockets import bind_tcp, bound_unix
 from modelcache.faces.http.streaming import Closing
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from modelcache.config import Settings
-    from modelcache.faces.kubernetes.informer import Log
+    from modelcache.faces.logs import Log
     from modelcache.faces.watcher.cluster import Cluster
     from modelcache.peers.membership import Membership
 
@@ -41,7 +41,7 @@ class Assembled:
 def assembled(settings: Settings, log: Log | None = None) -> Iterator[Assembled]:
     """Everything, for as long as this is entered. Raises InvalidConfig, StoreError."""
     agent = settings.agent
-    token = TokenFile(Path(agent.tcp_token_file).expanduser()) if agent.tcp_token_file else None
+    token = token_file(Path(agent.tcp_token_file)) if agent.tcp_token_file else None
     with ExitStack() as stack:
         unix = stack.enter_context(bound_unix(agent.socket.expanduser().absolute()))
         tcp = bind_tcp(*parse_listen(agent.listen)) if agent.listen else None

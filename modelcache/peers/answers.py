@@ -10,6 +10,7 @@ from typing import Final
 
 from modelcache.domain.members import NodeId, is_node_id
 from modelcache.domain.ranges import ByteRange
+from modelcache.domain.retrying import retry_seconds
 from modelcache.errors import (
     CorruptData,
     Draining,
@@ -96,7 +97,7 @@ def error_of(where: str, status: int, headers: Mapping[str, str], body: bytes) -
     if status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
         # One that is draining is as good as gone.
         waits = {NotYet.code: NotYet, Draining.code: SourceUnavailable}.get(code, Throttled)
-        return waits(text, retry_after_s=retry_after_s(headers))
+        return waits(text, retry_after_s=_retry_after_s(headers))
     if status == HTTPStatus.MISDIRECTED_REQUEST:
         return SourceUnavailable(text)  # another node has that address now: announcing finds it
     refused = 400 <= status < 500  # noqa: PLR2004 - client errors
@@ -114,12 +115,8 @@ def name_in(body: bytes) -> NodeId:
     return NodeId(node)
 
 
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds of Retry-After."""
-    text = headers.get("retry-after", "").strip()
-    if not (text.isascii() and text.isdigit() and len(text) <= 9):  # noqa: PLR2004 - 30 years
-        return None
-    return min(float(text), RETRY_AFTER_S_MAX)
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    return retry_seconds(headers.get("retry-after", ""), RETRY_AFTER_S_MAX)
 
 
 def _said(body: bytes) -> tuple[str, str]:

@@ -6,22 +6,21 @@ somebody has said `insecure`.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from time import monotonic
 from typing import Final
 
 from modelcache.config import PeerSettings
-from modelcache.domain.addresses import parse_address
+from modelcache.config.tokens import TokenFile
+from modelcache.domain.addresses import is_loopback, parse_address
 from modelcache.errors import Forbidden, InvalidConfig
 from modelcache.peers import signing
 from modelcache.peers.signing import Scope, Signed
 from modelcache.peers.tls import PeerTls
-from modelcache.peers.tokens import TokenFile
 
 SIGNATURE: Final = "x-modelcache-signature"
 ANSWER: Final = "x-modelcache-answer"
+LOOK_EVERY_S: Final = 1.0  # a request costs 20 microseconds; a look at the file is 5 of them
 UNSIGNED_GOOD_FOR_S: Final = 86_400.0  # requests without signatures do not age
 
 
@@ -52,11 +51,16 @@ class PeerAuth:
                 *files, server_name=settings.server_name, allowed_names=settings.allowed_names
             )
         if settings.token_file:
-            tokens = TokenFile(settings.token_file, settings.token_grace_s, monotonic)
+            tokens = TokenFile(
+                settings.token_file,
+                "peers.token_file",
+                grace_s=settings.token_grace_s,
+                look_every_s=LOOK_EVERY_S,
+            )
         if tls is None and settings.allowed_names:
             raise InvalidConfig("peers.allowed_names are names in certificates; set cert_file too")
         host, _ = parse_address(settings.listen)
-        if tls is None and tokens is None and not settings.insecure and not _is_loopback(host):
+        if tls is None and tokens is None and not settings.insecure and not is_loopback(host):
             raise InvalidConfig(
                 f"peers.listen is {settings.listen}, where anybody could read the store: set "
                 "peers.token_file or peers.cert_file, key_file and ca_file; or peers.insecure if "
@@ -112,13 +116,6 @@ def not_a_peer(where: str) -> Forbidden:
         f"what answers at {where} does not have the cluster's token; give all nodes the same "
         "peers.token_file"
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _now_s() -> float:

@@ -26,7 +26,6 @@ from modelcache.errors import Forbidden, NoCredentials
 
 GOOD_FOR_S: Final = 300  # a connection's whole work; short enough that one overheard is soon void
 SKEW_S: Final = 60  # how far clocks may differ; NTP keeps them within milliseconds
-TOKENS_MAX: Final = 2  # the present one and the one before
 NO_BODY: Final = "-"
 _REQUEST: Final = re.compile(r"v2 ([0-9]{1,12}) ([0-9a-f]{64}(?:,[0-9a-f]{64}){0,3})")
 _ANSWER: Final = re.compile(r"v2 ([0-9]{1,12}) ([0-9a-f]{64})")

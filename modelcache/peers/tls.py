@@ -12,8 +12,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from modelcache.config.watched import State, state_of
 from modelcache.errors import Forbidden, InvalidConfig
-from modelcache.peers.watched import State, state_of
 
 _COMMON_NAME: Final = "commonName"
 

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelcache.domain.addresses import is_host, is_zone, parse_address, parse_member
+from modelcache.domain.addresses import (
+    EVERYWHERE,
+    is_host,
+    is_loopback,
+    is_zone,
+    parse_address,
+    parse_member,
+)
 from modelcache.domain.members import Member
 from modelcache.errors import InvalidConfig
 
@@ -78,3 +85,23 @@ def test_hosts_and_zones_are_harmless():
     assert not is_host("")
     assert is_zone("")
     assert not is_zone("a b")
+
+
+@pytest.mark.parametrize(
+    ("host", "ours"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("localhost", True),
+        ("LocalHost", True),
+        (EVERYWHERE[0], False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("localhost.example.org", False),
+        ("node-1", False),
+        ("", False),
+    ],
+)
+def test_only_this_machine_is_loopback(host: str, ours: bool):
+    assert is_loopback(host) is ours

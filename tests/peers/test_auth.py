@@ -12,12 +12,11 @@ import pytest
 from cryptography import x509
 
 from modelcache.config import PeerSettings
+from modelcache.config.tokens import TokenFile
 from modelcache.errors import Forbidden, InvalidConfig, NoCredentials
-from modelcache.peers import tokens
-from modelcache.peers.auth import PeerAuth
+from modelcache.peers.auth import LOOK_EVERY_S, PeerAuth
 from modelcache.peers.signing import Scope, answer_to
 from modelcache.peers.tls import PeerTls
-from modelcache.peers.tokens import TokenFile
 from tests.peers.support import TOKEN
 from tests.servers.certificates import Authority, Certificates
 
@@ -130,12 +129,17 @@ class Clock:
         return self.now_s
 
 
+def tokens_of(path: Path, grace_s: float, clock: Clock) -> TokenFile:
+    more = {"grace_s": grace_s, "look_every_s": LOOK_EVERY_S, "now_s": clock}
+    return TokenFile(str(path), "peers.token_file", **more)
+
+
 def test_a_changed_token_is_used_at_once_and_the_one_before_a_while_longer(token_file: Path):
     clock = Clock()
-    file = TokenFile(str(token_file), 60.0, clock)
+    file = tokens_of(token_file, 60.0, clock)
     assert file.current() == (TOKEN.encode(),)
     token_file.write_text(NEXT)
-    clock.now_s += tokens.LOOK_EVERY_S
+    clock.now_s += LOOK_EVERY_S
     assert file.current() == (NEXT.encode(), TOKEN.encode())
     clock.now_s += 59
     assert file.current() == (NEXT.encode(), TOKEN.encode())
@@ -145,9 +149,9 @@ def test_a_changed_token_is_used_at_once_and_the_one_before_a_while_longer(token
 
 def test_without_grace_the_token_before_is_void_at_once(token_file: Path):
     clock = Clock()
-    file = TokenFile(str(token_file), 0.0, clock)
+    file = tokens_of(token_file, 0.0, clock)
     token_file.write_text(NEXT)
-    clock.now_s += tokens.LOOK_EVERY_S
+    clock.now_s += LOOK_EVERY_S
     assert file.current() == (NEXT.encode(),)
 
 
@@ -157,23 +161,23 @@ def test_a_token_behind_a_link_is_followed(tmp_path: Path, token_file: Path):
     link = tmp_path / "link"
     link.symlink_to(token_file)
     clock = Clock()
-    file = TokenFile(str(link), 60.0, clock)
+    file = tokens_of(link, 60.0, clock)
     swap(link, second)
-    clock.now_s += tokens.LOOK_EVERY_S
+    clock.now_s += LOOK_EVERY_S
     assert file.current()[0] == NEXT.encode()
 
 
 def test_a_token_file_that_is_gone_or_empty_changes_nothing(token_file: Path):
     clock = Clock()
-    file = TokenFile(str(token_file), 60.0, clock)
+    file = tokens_of(token_file, 60.0, clock)
     token_file.write_text("")
-    clock.now_s += tokens.LOOK_EVERY_S
+    clock.now_s += LOOK_EVERY_S
     assert file.current() == (TOKEN.encode(),)
     token_file.unlink()
-    clock.now_s += tokens.LOOK_EVERY_S
+    clock.now_s += LOOK_EVERY_S
     assert file.current() == (TOKEN.encode(),)
     token_file.write_text(NEXT)
-    clock.now_s += tokens.LOOK_EVERY_S
+    clock.now_s += LOOK_EVERY_S
     assert file.current() == (NEXT.encode(), TOKEN.encode())
 
 

@@ -8,25 +8,17 @@ bounded before anything parses them.
 
 from __future__ import annotations
 
-import hmac
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from modelcache.errors import InvalidConfig
+from modelcache.config.tokens import TokenFile
 from modelcache.faces.http.refusals import refusal
 
 BODY_BYTES_MAX: Final = 64 << 10  # a ref has at most 8 KiB, and globs are short
-TOKEN_BYTES_MIN: Final = 16
-TOKEN_BYTES_MAX: Final = 4096
 VOLUMES: Final = "/v1/volumes"
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-
-
-Stamp = tuple[int, int, int]
 
 
 class Guard:
@@ -100,39 +92,9 @@ class Guard:
         return matches and scheme.lower() == b"bearer"
 
 
-class TokenFile:
-    """The token that changes over TCP need, from a file that may be replaced at any time."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises InvalidConfig naming the file, never its content."""
-        self._path = path
-        self._token, self._stamp = _read_token(path)
-
-    def matches(self, given: bytes) -> bool:
-        """Compared in constant time; a file that is unreadable for a moment changes nothing."""
-        with suppress(InvalidConfig, OSError):
-            if _stamp(self._path.stat()) != self._stamp:
-                self._token, self._stamp = _read_token(self._path)
-        return hmac.compare_digest(given, self._token)
-
-
-def _read_token(path: Path) -> tuple[bytes, Stamp]:
-    try:
-        with path.open("rb") as file:
-            stamp = _stamp(os.fstat(file.fileno()))
-            token = file.read(TOKEN_BYTES_MAX + 1).strip()
-    except OSError as error:
-        raise InvalidConfig(f"agent.tcp_token_file {path}: {error.strerror}") from error
-    if not TOKEN_BYTES_MIN <= len(token) <= TOKEN_BYTES_MAX or len(token.split()) != 1:
-        raise InvalidConfig(
-            f"agent.tcp_token_file {path} must hold one word of at least {TOKEN_BYTES_MIN} bytes; "
-            "write one with: openssl rand -hex 32"
-        )
-    return token, stamp
-
-
-def _stamp(status: os.stat_result) -> Stamp:
-    return status.st_ino, status.st_mtime_ns, status.st_size
+def token_file(path: Path) -> TokenFile:
+    """The token that changes over TCP need. Raises InvalidConfig."""
+    return TokenFile(str(path.expanduser()), "agent.tcp_token_file", word=True)
 
 
 def _too_large() -> ASGIApp:

@@ -14,11 +14,11 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping
-from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlencode
 
 from modelcache.config import OciSettings, TransferSettings
+from modelcache.domain.addresses import is_loopback
 from modelcache.errors import InvalidRef, SourceRefused, SourceUnavailable
 from modelcache.sources.oci.auth import Authority, Scope, TokenReply
 from modelcache.sources.oci.keyring import Keyring
@@ -231,15 +231,10 @@ def _is_plain(name: str, settings: OciSettings, option: str | None) -> bool:
     """Whether to speak without TLS: as the ref says, the settings say, or on loopback."""
     if option is not None:
         return option.lower() not in _NO
-    return name in settings.plain_http or _is_loopback(name)
+    return name in settings.plain_http or _is_local(name)
 
 
-def _is_loopback(name: str) -> bool:
+def _is_local(name: str) -> bool:
     host = name.rpartition(":")[0] if not name.endswith("]") and ":" in name else name
     host = host.strip("[]").lower()
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(host) or host.endswith(".localhost")

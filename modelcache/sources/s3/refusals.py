@@ -39,6 +39,7 @@ from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
 from urllib3.util.ssl_match_hostname import CertificateError as WrongHost
 
+from modelcache.domain.retrying import retry_seconds
 from modelcache.errors import (
     CredentialsExpired,
     Forbidden,
@@ -111,10 +112,7 @@ def error_code(status: int, body: bytes) -> str:
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds of Retry-After; S3 sends no dates."""
-    value = headers.get("retry-after", "").strip()
-    if not (value.isascii() and value.isdigit()):
-        return None
-    return min(float(value), RETRY_AFTER_S_MAX)
+    return retry_seconds(headers.get("retry-after", ""), RETRY_AFTER_S_MAX)
 
 
 def clock_error(headers: Mapping[str, str]) -> timedelta | None:

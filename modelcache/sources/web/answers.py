@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 
 from modelcache.domain.manifests import Algorithm, Checksum, Pin
+from modelcache.domain.retrying import retry_seconds
 from modelcache.errors import (
     Forbidden,
     ModelcacheError,
@@ -181,8 +182,9 @@ def refusal(  # noqa: C901, PLR0911 - a table
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Retry-After (10.2.3) in seconds; a date is taken relative to the server's own clock."""
     value = headers.get("retry-after", "").strip()
-    if value.isascii() and value.isdigit():
-        return min(float(value), RETRY_AFTER_S_MAX)
+    seconds = retry_seconds(value, RETRY_AFTER_S_MAX)
+    if seconds is not None:
+        return seconds
     until = http_date(value)
     if until is None:
         return None

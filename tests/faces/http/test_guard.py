@@ -10,7 +10,8 @@ import pytest
 
 from modelcache.config import Settings
 from modelcache.errors import InvalidConfig
-from modelcache.faces.http.guard import BODY_BYTES_MAX, TokenFile
+from modelcache.faces.http.guard import BODY_BYTES_MAX
+from modelcache.faces.http.guard import token_file as token_in
 from tests.faces.http.agents import Running, running_faces
 
 TOKEN = "0123456789abcdef" * 2
@@ -109,14 +110,14 @@ def test_a_file_without_a_good_token_is_named_and_not_quoted(tmp_path: Path, con
     path = tmp_path / "token"
     path.write_text(content)
     with pytest.raises(InvalidConfig, match="openssl rand") as caught:
-        TokenFile(path)
+        token_in(path)
     assert str(path) in caught.value.message
     assert not content or content not in caught.value.message
 
 
 def test_a_token_file_that_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(InvalidConfig, match="token: No such file"):
-        TokenFile(tmp_path / "token")
+    with pytest.raises(InvalidConfig, match="token cannot be read: No such file"):
+        token_in(tmp_path / "token")
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(faces: Running):
