@@ -1,4 +1,4 @@
-"""What the webhook tells of itself; how it is written is for who starts it."""
+"""What faces tell of themselves; how it is written is for who starts them."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ class Log(Protocol):
         ...
 
     def error(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
-        """A bug of ours."""
+        """As it should not be."""
         ...

@@ -10,26 +10,15 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Final
 
 from modelcache.faces.http.serving import serving
+from modelcache.faces.logs import Log
 from modelcache.main.notify import READY, STOPPING, WATCHDOG, Notifier
 from modelcache.main.wiring import Assembled
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 GRACE_S: Final = 2.0  # beyond what the settings allow: for closing what has been finished
-
-
-class Log(Protocol):
-    """What is told of it: a fixed event name, and fields."""
-
-    def info(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
-        """As it should be."""
-        ...
-
-    def error(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
-        """As it should not."""
-        ...
 
 
 def serve(parts: Assembled, log: Log, notifier: Notifier) -> None:

@@ -26,8 +26,9 @@ from modelcache.faces.controller.health import Health
 from modelcache.faces.controller.view import NodeView, views_of
 from modelcache.faces.kubernetes import names
 from modelcache.faces.kubernetes.events import PodEvents, PodKey, Told
-from modelcache.faces.kubernetes.informer import Informer, Log
+from modelcache.faces.kubernetes.informer import Informer
 from modelcache.faces.kubernetes.objects import ModelPrefetch, NodeModels, now_text
+from modelcache.faces.logs import Log
 from modelcache.faces.watcher.prefetches import Declared, declared
 
 ROUND_S: Final = 0.5  # least time between two rounds: changes come in bursts

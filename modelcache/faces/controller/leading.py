@@ -20,7 +20,7 @@ from lightkube.models.coordination_v1 import LeaseSpec
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.coordination_v1 import Lease
 
-from modelcache.faces.kubernetes.informer import Log
+from modelcache.faces.logs import Log
 
 DURATION_S: Final = 15
 RENEW_WITHIN_S: Final = 10.0

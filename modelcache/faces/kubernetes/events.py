@@ -22,7 +22,7 @@ from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.core_v1 import Event
 from lightkube.types import PatchType
 
-from modelcache.faces.kubernetes.informer import Log
+from modelcache.faces.logs import Log
 
 WAITING_MAX: Final = 1000
 MESSAGE_MAX: Final = 1000  # characters; the API takes 1024 bytes of ASCII

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import httpx2
 from lightkube import ApiError, Client
 
 from modelcache.faces.kubernetes.connect import ClusterClient
+from modelcache.faces.logs import Log
 
 WATCH_S: Final = 240  # of one request; then it is asked anew, which a dead connection needs too
 STOP_S: Final = 2.0
@@ -22,14 +23,6 @@ PAUSE_FIRST_S: Final = 0.2
 PAUSE_MAX_S: Final = 15.0
 
 Item = TypeVar("Item")
-
-
-class Log(Protocol):
-    """Told what goes wrong, and that it goes on."""
-
-    def warning(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
-        """See the class."""
-        ...
 
 
 class Informer(Generic[Item]):

@@ -19,8 +19,9 @@ from lightkube.resources.core_v1 import Node, Pod
 from modelcache.agent.clock import wall_clock_s
 from modelcache.errors import UsageError
 from modelcache.faces.controller.view import NodeView, view_of
-from modelcache.faces.kubernetes.informer import Informer, Log
+from modelcache.faces.kubernetes.informer import Informer
 from modelcache.faces.kubernetes.objects import ModelScale, NodeModels
+from modelcache.faces.logs import Log
 from modelcache.faces.scaler.declared import FromPods, Key, Scale, key_of, scale_of
 from modelcache.faces.scaler.facts import (
     FINISHED,

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from modelcache.errors import ModelcacheError, NotFound, UsageError
-from modelcache.faces.kubernetes.informer import Log
+from modelcache.faces.logs import Log
 from modelcache.faces.scaler.cluster import View
 from modelcache.faces.scaler.declared import FromPods, FromPrometheus, Key, Scale
 from modelcache.faces.scaler.facts import PodFacts

@@ -12,6 +12,7 @@ from lightkube.resources.core_v1 import ConfigMap
 
 from modelcache.errors import InvalidConfig, SourceUnavailable
 from modelcache.faces.kubernetes.informer import Informer
+from modelcache.faces.logs import Log
 from modelcache.faces.scaler.callers import (
     CONFIG_NAME,
     CONFIG_NAMESPACE,
@@ -19,7 +20,6 @@ from modelcache.faces.scaler.callers import (
     front_proxy,
 )
 from modelcache.faces.scaler.metrics_api import PEER_CERTIFICATE
-from modelcache.faces.webhook.logs import Log
 from modelcache.faces.webhook.serving import Connection
 from modelcache.faces.webhook.tls import LiveContext, Pair
 

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from modelcache.faces.answering import Server, configuration
 from modelcache.faces.controller.leading import Leading
+from modelcache.faces.logs import Log
 from modelcache.faces.scaler.cluster import Cluster
 from modelcache.faces.scaler.demand import Demand
 from modelcache.faces.scaler.front_proxies import FrontProxies, ShowingPeer, asking_context
@@ -28,7 +29,6 @@ from modelcache.faces.scaler.outlooks import NOT_SYNCED, Outlooks
 from modelcache.faces.scaler.plain import create_plain_app
 from modelcache.faces.scaler.starts import Starts
 from modelcache.faces.scaler.writing import Writing
-from modelcache.faces.webhook.logs import Log
 from modelcache.faces.webhook.serving import serving as answering
 from modelcache.faces.webhook.tls import Certificates, LiveContext, keep_fresh
 

@@ -24,13 +24,13 @@ from starlette.routing import Route
 
 from modelcache.errors import ModelcacheError, NotFound, SourceUnavailable, UsageError
 from modelcache.faces.kubernetes.selectors import matches, parse_selector
+from modelcache.faces.logs import Log
 from modelcache.faces.scaler.allowing import Allowing, Deed
 from modelcache.faces.scaler.callers import Caller, FrontProxy, Unauthenticated, caller
 from modelcache.faces.scaler.metrics import ScalerMetrics
 from modelcache.faces.scaler.outlooks import Outlooks
 from modelcache.faces.scaler.quantities import quantity
 from modelcache.faces.scaler.series import NAMES, Series, series_of
-from modelcache.faces.webhook.logs import Log
 
 GROUP: Final = "external.metrics.k8s.io"
 VERSION: Final = "v1beta1"

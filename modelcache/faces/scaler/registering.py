@@ -14,8 +14,8 @@ from lightkube import ApiError, Client
 from lightkube.resources.apiregistration_v1 import APIService
 from lightkube.types import PatchType
 
+from modelcache.faces.logs import Log
 from modelcache.faces.scaler.metrics_api import GROUP, VERSION
-from modelcache.faces.webhook.logs import Log
 
 NAME: Final = f"{VERSION}.{GROUP}"
 

@@ -11,8 +11,8 @@ from lightkube import ApiError, Client
 from lightkube.types import PatchType
 
 from modelcache.errors import UsageError
-from modelcache.faces.kubernetes.informer import Log
 from modelcache.faces.kubernetes.objects import ModelScale, now_text
+from modelcache.faces.logs import Log
 from modelcache.faces.scaler.buffers import Buffers
 from modelcache.faces.scaler.cluster import Cluster, View
 from modelcache.faces.scaler.declared import Key, generation_of

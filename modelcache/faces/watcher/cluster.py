@@ -10,7 +10,7 @@ from modelcache.config import KubernetesSettings
 from modelcache.faces.kubernetes.accounts import Accounts
 from modelcache.faces.kubernetes.connect import connect
 from modelcache.faces.kubernetes.events import PodEvents
-from modelcache.faces.kubernetes.informer import Log
+from modelcache.faces.logs import Log
 from modelcache.faces.watcher.pods import PodWatcher
 from modelcache.faces.watcher.prefetches import PrefetchWatcher
 from modelcache.faces.watcher.reporting import Reporting

@@ -13,7 +13,8 @@ from lightkube.resources.discovery_v1 import EndpointSlice
 
 from modelcache.domain.addresses import is_host, is_zone
 from modelcache.domain.members import Member
-from modelcache.faces.kubernetes.informer import Informer, Log
+from modelcache.faces.kubernetes.informer import Informer
+from modelcache.faces.logs import Log
 
 SERVICE_LABEL: Final = "kubernetes.io/service-name"
 

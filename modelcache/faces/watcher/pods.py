@@ -22,7 +22,8 @@ from modelcache.domain.wanted import ModelPhase, WantedStatus, wanted_id
 from modelcache.errors import ModelcacheError, UsageError
 from modelcache.faces.kubernetes import pods
 from modelcache.faces.kubernetes.events import PodEvents, PodKey, Told
-from modelcache.faces.kubernetes.informer import Informer, Log
+from modelcache.faces.kubernetes.informer import Informer
+from modelcache.faces.logs import Log
 
 HOLDER: Final = "pod"
 LOOK_S: Final = 1.0

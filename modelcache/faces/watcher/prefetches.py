@@ -17,8 +17,9 @@ from modelcache.domain.refs import Ref, parse_ref
 from modelcache.domain.storage_uris import is_claim, plain
 from modelcache.domain.wanted import Want, wanted_id
 from modelcache.errors import ModelcacheError, UsageError
-from modelcache.faces.kubernetes.informer import Informer, Log
+from modelcache.faces.kubernetes.informer import Informer
 from modelcache.faces.kubernetes.objects import ModelPrefetch, seconds_of
+from modelcache.faces.logs import Log
 
 HOLDER: Final = "prefetch"
 HOLD_DEFAULT: Final = "10m"

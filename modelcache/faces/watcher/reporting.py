@@ -21,9 +21,9 @@ from modelcache.agent.measuring import ALL_ORIGINS, DISK, MIXED, PEERS
 from modelcache.domain.volumes import progress_line
 from modelcache.domain.wanted import ModelPhase, WantedStatus
 from modelcache.faces import units
-from modelcache.faces.kubernetes.informer import Log
 from modelcache.faces.kubernetes.names import GROUP, VERSION
 from modelcache.faces.kubernetes.objects import NodeModels, now_text
+from modelcache.faces.logs import Log
 
 MODELS_MAX: Final = 500
 QUIET_S: Final = 60.0  # an update is sent at least so often

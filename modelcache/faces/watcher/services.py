@@ -16,7 +16,7 @@ import httpx2
 from lightkube import ApiError, Client
 from lightkube.resources.networking_v1 import ServiceCIDR
 
-from modelcache.faces.kubernetes.informer import Log
+from modelcache.faces.logs import Log
 
 AGAIN_S: Final = 30.0
 _NEVER: Final = frozenset({401, 403, 404})  # answers that time does not change

@@ -11,8 +11,8 @@ import asyncio
 import socket
 from datetime import UTC, datetime
 
+from modelcache.faces.logs import Log
 from modelcache.faces.webhook.app import Metrics, create_app
-from modelcache.faces.webhook.logs import Log
 from modelcache.faces.webhook.review import Reviewer
 from modelcache.faces.webhook.serving import serving
 from modelcache.faces.webhook.tls import Certificates, LiveContext, keep_fresh

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from modelcache.errors import UsageError
 from modelcache.faces.kubernetes import names
+from modelcache.faces.logs import Log
 from modelcache.faces.webhook import kserve
-from modelcache.faces.webhook.logs import Log
 from modelcache.faces.webhook.mutation import Choices, concerns, mutate
 from modelcache.faces.webhook.patches import Operation
 from modelcache.faces.webhook.warmth import Warmth

@@ -23,7 +23,7 @@ from lightkube.resources.core_v1 import Secret
 from lightkube.types import PatchType
 
 from modelcache.errors import Forbidden, InvalidConfig, SourceUnavailable
-from modelcache.faces.webhook.logs import Log
+from modelcache.faces.logs import Log
 from modelcache.faces.webhook.rotation import Kept, renewed
 from modelcache.faces.webhook.tls import Pair
 

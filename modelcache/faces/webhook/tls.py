@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from cryptography import x509
 
 from modelcache.errors import InvalidConfig, ModelcacheError
-from modelcache.faces.webhook.logs import Log
+from modelcache.faces.logs import Log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,8 +19,9 @@ from lightkube import Client
 from modelcache.domain.refs import Ref, parse_ref
 from modelcache.domain.wanted import wanted_id
 from modelcache.errors import UsageError
-from modelcache.faces.kubernetes.informer import Informer, Log
+from modelcache.faces.kubernetes.informer import Informer
 from modelcache.faces.kubernetes.objects import NodeModels
+from modelcache.faces.logs import Log
 
 IDS_MAX: Final = 4
 """Of one ref: a tag that moved, while nodes still have what it named before."""
