@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from modelcache.main.app import Config, Json, app, say, settings_for
-from modelcache.main.wanting import RefArgument
+from modelcache.main.app import Config, Json, RefArgument, app, say, settings_for
 
 
 @app.command()

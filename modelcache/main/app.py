@@ -64,6 +64,9 @@ def program(
         raise typer.Exit(UsageError.exit_code)
 
 
+RefArgument = Annotated[
+    str, typer.Argument(metavar="REF", help="s3://, gs://, oci://, hf://, https://, file://.")
+]
 Store = Annotated[
     Path | None, typer.Option("--store", metavar="DIR", help="Store to use.", show_default=False)
 ]

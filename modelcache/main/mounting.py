@@ -23,6 +23,7 @@ from modelcache.main.app import (
     Include,
     Json,
     Quiet,
+    RefArgument,
     Store,
     app,
     cancellation,
@@ -30,7 +31,7 @@ from modelcache.main.app import (
     say,
     split_globs,
 )
-from modelcache.main.wanting import Agent, RefArgument
+from modelcache.main.wanting import Agent
 
 if TYPE_CHECKING:
     from modelcache.agent.engine import Engine

@@ -14,6 +14,7 @@ from modelcache.main.app import (
     Include,
     Json,
     Quiet,
+    RefArgument,
     Store,
     app,
     cancellation,
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def pull(  # noqa: PLR0917 - one parameter for each option
-    ref: Annotated[
-        str, typer.Argument(metavar="REF", help="s3://, gs://, oci://, hf://, https://, file://.")
-    ],
+    ref: RefArgument,
     include: Include = None,
     exclude: Exclude = None,
     store: Store = None,

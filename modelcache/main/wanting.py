@@ -23,6 +23,7 @@ from modelcache.main.app import (
     Include,
     Json,
     Quiet,
+    RefArgument,
     app,
     say,
     split_globs,
@@ -51,9 +52,6 @@ Agent = Annotated[
 ]
 LEASE: Final = "user"  # `wanted.LEASE_DEFAULT`, which is not worth its import to every command
 Lease = Annotated[str, typer.Option("--lease", metavar="NAME", help="For whom it is wanted.")]
-RefArgument = Annotated[
-    str, typer.Argument(metavar="REF", help="s3://, gs://, oci://, hf://, https://, file://.")
-]
 
 
 @app.command()
