@@ -107,6 +107,11 @@ def verified_text(verified: Mapping[str, int]) -> str:
     )
 
 
+def _ago(at_s: float, now_s: float) -> str:
+    """at_s: 0 for never, as of a model's folder that a crash has left without anything in it."""
+    return f"{units.duration(max(0.0, now_s - at_s))} ago" if at_s else "-"
+
+
 def models_text(models: Sequence[StoredModel], now_s: float) -> str:
     """`ls`."""
     if not models:
@@ -121,7 +126,7 @@ def models_text(models: Sequence[StoredModel], now_s: float) -> str:
                 state,
                 units.size(model.size_bytes),
                 str(model.files),
-                f"{units.duration(max(0.0, now_s - model.last_used_s))} ago",
+                _ago(model.last_used_s, now_s),
                 "+".join(sorted(model.verified)) or "-",
                 memory_text(model),
                 pinned,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,12 @@ def test_a_warm_model_says_whether_its_origin_was_asked():
     assert "origin was not asked" in present.snapshot_text(snapshot(from_cache=True))
     asked = present.snapshot_text(snapshot(report=Report("s3://b/m", resolving_s=0.5)))
     assert "nothing to fetch, its origin was asked in 500 ms" in asked
+
+
+def test_a_model_that_was_never_used_has_no_age():
+    never = replace(model(warm=False), last_used_s=0.0)
+    lines = present.models_text([never], 1.8e9).splitlines()
+    assert re.split(" {2,}", lines[1])[4] == "-"
 
 
 def test_ls_tells_state_age_checks_pins_and_every_ref():
