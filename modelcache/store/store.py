@@ -4,6 +4,10 @@ It owns the files under its root and the locks that keep several processes out o
 It must not know what a network is. Anything that changes which blobs or models exist happens under
 the store mutex, which is held for moments and never while bytes move.
 
+It is a long module because it is the list of what can be done with a store: some fifty methods,
+most of them a few lines that name a file and leave the work to a module beside this one. Cutting
+the list in two would only have its users ask which half they want.
+
 A model lives through: `begin_model` (manifest stored, lease held: warming), blobs arriving through
 `writer` and `small_blobs`, `add_model` (snapshot shown: warm), and in the end `remove_model`.
 """
