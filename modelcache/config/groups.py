@@ -94,6 +94,9 @@ class TransferSettings:
     """Connections to open before anything was measured; a source that throttles gets fewer."""
     connections_max: int = 64
     """Most connections at once; a smaller one than `connections_start` wins."""
+    connections_per_host_max: int = 0
+    """Most connections to one origin, of all models fetched at once; 0 means no limit. Each model
+    has at least one, and a file that somebody reads before it is here may have a few more."""
     bandwidth_limit_bytes_s: int = 0
     """Most bytes a second to take from origins; 0 means no limit."""
     retries_max: int = 10

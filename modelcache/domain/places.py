@@ -128,3 +128,12 @@ def _check_registry(authority: str, path: str) -> None:
     if not _REGISTRY.fullmatch(authority):
         raise InvalidRef(f"{authority[:80]!r} is not a registry; write oci://host[:port]/name:tag")
     oci_name(path)
+
+
+def origin_name(place: str) -> str:
+    """What limits requests together: a registry, a bucket, a host, the hub.
+
+    place: a ref. The hub counts all of an address's requests, whichever repository they are for.
+    """
+    scheme, _, rest = place.partition("://")
+    return "hf://" if scheme == "hf" else f"{scheme}://{rest.partition('/')[0]}"

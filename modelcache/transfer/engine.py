@@ -24,6 +24,7 @@ from typing import Final
 from modelcache.config import BLOCK_BYTES, TransferSettings
 from modelcache.domain.manifests import BlobId
 from modelcache.domain.members import NodeId
+from modelcache.domain.places import origin_name
 from modelcache.errors import (
     Cancelled,
     CorruptData,
@@ -60,6 +61,7 @@ from modelcache.planner import (
     GiveUp,
     Hasten,
     InSequence,
+    OriginCapped,
     Paused,
     Planner,
     PlannerLimits,
@@ -167,6 +169,9 @@ class Transfer:
         self._stopped = False
         self._paused = False
         self._introducing = False
+        self._node_cap: int | None = None  # connections to origins; see `cap_origins`
+        self._host_cap: int | None = None
+        self._rest_until_s = 0.0
         self._error: BaseException | None = None
         self.retries = 0
         self.hedges = 0
@@ -189,8 +194,30 @@ class Transfer:
     def pause(self, *, paused: bool) -> None:
         """Fetch nothing but what peers wait for, after the chunks that are on their way."""
         self._paused = paused
+        self._tools.shared.hosts.changed(self)
         if not self._introducing:
             self.tell(Paused(paused))
+
+    @property
+    def paused(self) -> bool:
+        """Whether something more urgent has its turn."""
+        return self._paused
+
+    def cap_origins(self, connections: int | None, until_s: float) -> None:
+        """Keep to this node's part of what all may have, and to none before monotonic then."""
+        with self._changed:
+            self._node_cap, self._rest_until_s = connections, until_s
+            self._tell_caps()
+
+    def share_host(self, connections: int) -> None:
+        """See `hosts.Sharer`."""
+        with self._changed:
+            self._host_cap = connections
+            self._tell_caps()
+
+    def _tell_caps(self) -> None:
+        caps = [cap for cap in (self._node_cap, self._host_cap) if cap is not None]
+        self.tell(OriginCapped(min(caps, default=None), self._rest_until_s))
 
     def limit(self, bytes_s: int) -> None:
         """Let this transfer take no more than that from anywhere; 0 means no limit."""
@@ -232,22 +259,24 @@ class Transfer:
         about ten times a second. Raises the first error that ended a blob for good; what the others
         had stored is kept. Raises Cancelled after `cancel` is set.
         """
-        try:
-            if introduce is not None:
-                self._introducing = True
-                self.tell(Paused(True, fully=True))
-            self._start(jobs, assemblies)
-            if introduce is not None:
-                introduce()
-                self._introducing = False
-                self.tell(Paused(self._paused))
-            while not self._wait(TICK_S):
-                if tick is not None:
-                    tick()
-                if cancel is not None and cancel.is_set():
-                    raise Cancelled("stopped")
-        finally:
-            self._stop()
+        origin = origin_name(jobs[0].source_id) if jobs else ""
+        with self._tools.shared.hosts.joined(origin, self):
+            try:
+                if introduce is not None:
+                    self._introducing = True
+                    self.tell(Paused(True, fully=True))
+                self._start(jobs, assemblies)
+                if introduce is not None:
+                    introduce()
+                    self._introducing = False
+                    self.tell(Paused(self._paused))
+                while not self._wait(TICK_S):
+                    if tick is not None:
+                        tick()
+                    if cancel is not None and cancel.is_set():
+                        raise Cancelled("stopped")
+            finally:
+                self._stop()
         if self._error is not None:
             raise self._error
 

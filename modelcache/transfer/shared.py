@@ -8,6 +8,7 @@ from typing import Final
 from modelcache.config import TransferSettings
 from modelcache.transfer.buffers import BufferPool
 from modelcache.transfer.courtesy import Courtesy
+from modelcache.transfer.hosts import Hosts
 from modelcache.transfer.pacing import Pacer
 
 REQUEST_UNITS: Final = 1000  # what one request takes from the pacer of requests
@@ -21,6 +22,7 @@ class Shared:
         self.cluster_pacer = Pacer(0)  # this node's part of what all nodes may take
         self.request_pacer = Pacer(0)  # the same, in REQUEST_UNITS
         self.courtesy = Courtesy()
+        self.hosts = Hosts(settings.connections_per_host_max)
 
     @cached_property
     def pool(self) -> BufferPool:

@@ -7,7 +7,6 @@ import threading
 
 import pytest
 
-from modelcache.agent.swarm.active import origin_name
 from modelcache.agent.swarm.agreement import Agreement, first_answer, from_message, to_message
 from modelcache.agent.swarm.neighbours import LOST_AFTER, Neighbours
 from modelcache.domain.archives import Compression
@@ -22,6 +21,7 @@ from modelcache.domain.manifests import (
     Pin,
 )
 from modelcache.domain.members import Member, NodeId
+from modelcache.domain.places import origin_name
 from modelcache.errors import CorruptData, Forbidden, NotHeld, SourceUnavailable
 
 A, B = BlobId("sha256-" + "a" * 64), BlobId("sha256-" + "b" * 64)

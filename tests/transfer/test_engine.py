@@ -133,8 +133,11 @@ def test_a_stream_without_ranges_begins_anew_after_a_failure(tmp_path: Path):
 # Bounds
 
 
+@pytest.mark.parametrize("limit", ["connections_max", "connections_per_host_max"])
 @pytest.mark.parametrize("kind", ["large", "small"])
-def test_no_more_connections_than_allowed(web: tuple[Nginx, Path], tmp_path: Path, kind: str):
+def test_no_more_connections_than_allowed(
+    web: tuple[Nginx, Path], tmp_path: Path, kind: str, limit: str
+):
     server, root = web
     files = MANY if kind == "small" else {"x": LARGE * 2, "y": LARGE}
     for name, data in files.items():
@@ -144,7 +147,7 @@ def test_no_more_connections_than_allowed(web: tuple[Nginx, Path], tmp_path: Pat
         speed = 30e6 if kind == "large" else 4e4
         proxy.plan = lambda request: Fault(bytes_s=speed) if len(request.path) > 1 else None
         port = urlsplit(proxy.url).port or 0
-        with Engine(settings(tmp_path / "store", connections_max=3)) as engine:
+        with Engine(settings(tmp_path / "store", **{limit: 3})) as engine:
             report = engine.pull(
                 parse_ref(f"{proxy.url}/"), progress=lambda _: seen.append(connections_to(port))
             ).report

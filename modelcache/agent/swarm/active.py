@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from modelcache.domain.holdings import Holding, HoldingState
 from modelcache.domain.manifests import BlobId, Manifest, ModelId
 from modelcache.domain.members import NodeId
+from modelcache.domain.places import origin_name
 from modelcache.planner import PeerLeft, PeerTold, peer_source
 from modelcache.transfer.engine import Transfer
 from modelcache.transfer.jobs import BlobJob
@@ -34,15 +35,6 @@ class Sharing:
             {job.file.blob: job for job in jobs if not job.small and job.file.ranges},
             {job.file.blob: job for job in jobs if job.small and job.file.size_bytes},
         )
-
-
-def origin_name(place: str) -> str:
-    """What limits requests together: a registry, a bucket, a host, the hub.
-
-    place: a ref. The hub counts all of an address's requests, whichever repository they are for.
-    """
-    scheme, _, rest = place.partition("://")
-    return "hf://" if scheme == "hf" else f"{scheme}://{rest.partition('/')[0]}"
 
 
 class Active:

@@ -15,7 +15,6 @@ from typing import Final
 from modelcache.agent.engine import Engine
 from modelcache.agent.swarm.active import Active
 from modelcache.config import SwarmSettings
-from modelcache.planner import OriginCapped
 from modelcache.transfer.shared import REQUEST_UNITS
 
 PAUSE_MAX_S: Final = 120.0  # longer than that nobody is believed
@@ -81,4 +80,4 @@ class Budget:
         for sharing in self._active.all():
             with self._lock:
                 until_s = self._until_s.get(sharing.origin, 0.0)
-            sharing.transfer.tell(OriginCapped(connections, until_s))
+            sharing.transfer.cap_origins(connections, until_s)
