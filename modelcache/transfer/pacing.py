@@ -20,11 +20,20 @@ class Pacer:
         self._free_at_s = monotonic()
 
     def limit(self, bytes_s: int) -> None:
-        """Change the limit, also while others spend."""
+        """Change the limit, also while others spend: what was spent too early stays spent."""
         with self._lock:
+            if bytes_s == self._bytes_s:
+                return
+            now_s = monotonic()
+            owed_bytes = max(0.0, self._free_at_s - now_s) * self._bytes_s
+            self._free_at_s = now_s + (owed_bytes / bytes_s if bytes_s else 0.0)
             self._bytes_s = bytes_s
-            self._free_at_s = monotonic()
             self.limited = bytes_s > 0
+
+    @property
+    def bytes_s(self) -> int:
+        """The limit now."""
+        return self._bytes_s
 
     def spend(self, size_bytes: int) -> None:
         """Account for bytes just read; sleeps until the average is kept."""

@@ -20,6 +20,7 @@ from modelcache.domain.refs import parse_ref
 from modelcache.errors import NotHeld, SourceUnavailable
 from modelcache.peers.auth import PeerAuth
 from modelcache.peers.shelf import Piece
+from modelcache.transfer.shared import REQUEST_UNITS
 from tests.agent.support import CHUNK_BYTES, tree
 from tests.servers.certificates import Authority
 from tests.servers.faults import Fault, Request
@@ -353,12 +354,28 @@ def test_when_one_node_is_told_to_wait_all_wait(tmp_path: Path) -> None:
 
 
 def test_limits_on_an_origin_are_shared_by_those_who_fetch(tmp_path: Path) -> None:
+    plan, go = held_after(0)
+    limits = {"origin_connections": 8, "origin_bytes_s": 8 << 30, "origin_requests_s": 800}
     with (
-        origin(tmp_path / "o", FILES) as source,
-        cell(tmp_path, "a", "b", swarm={"origin_connections": 2, "announce_s": 0.2}) as nodes,
+        origin(tmp_path / "o", FILES, plan) as source,
+        cell(tmp_path, "a", "b", swarm={**limits, "announce_s": 0.2}) as (a, b),
     ):
-        pull_together(nodes, source.index)
-        assert all(tree(n.end().path) == tree(source.folder / "model") for n in nodes)
+
+        def allowed(node: CellNode) -> tuple[int | None, int, int]:
+            (sharing,) = node.swarm._active.all()
+            shared = node.engine.shared()
+            connections = sharing.transfer._planner._board.origin_connections
+            return connections, shared.cluster_pacer.bytes_s, shared.request_pacer.bytes_s
+
+        a.begin(source.index)
+        until(lambda: bool(a.swarm._active.all()) and allowed(a)[0] == 8, "a has all of it")
+        assert allowed(a) == (8, 8 << 30, 800 * REQUEST_UNITS)
+        b.begin(source.index)
+        until(lambda: bool(b.swarm._active.all()), "b has begun")
+        half = (4, 4 << 30, 400 * REQUEST_UNITS)
+        until(lambda: allowed(a) == allowed(b) == half, "each has half of it")
+        go.set()
+        assert all(tree(n.end().path) == tree(source.folder / "model") for n in (a, b))
 
 
 def test_nodes_share_over_mutual_tls(tmp_path: Path) -> None:

@@ -62,3 +62,19 @@ def test_threads_share_one_limit():
     for thread in threads:
         thread.join()
     assert pacing.monotonic() - started_s > 0.1  # 4 MB at 10 MB/s, less a short burst
+
+
+def test_saying_the_limit_again_forgives_nothing(monkeypatch: pytest.MonkeyPatch):
+    """Nodes that share a limit tell each other several times a second how many they are."""
+    clock = Clock(monkeypatch)
+    pacer = Pacer(1_000_000)
+    monkeypatch.setattr(pacing, "sleep", clock.slept.append)  # others spend meanwhile
+    for _ in range(20):
+        pacer.spend(100_000)
+        pacer.limit(1_000_000)
+    assert clock.slept[-1] == pytest.approx(2.0, abs=0.3)
+    pacer.limit(2_000_000)
+    pacer.spend(100_000)
+    assert clock.slept[-1] == pytest.approx(1.05, abs=0.2), "what is owed is owed at the new rate"
+    pacer.limit(0)
+    assert not pacer.limited
