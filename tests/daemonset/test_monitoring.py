@@ -109,7 +109,7 @@ def test_rules_and_dashboard_ask_only_for_what_there_is(exposed: str):
     names = {name for text in asked for name in re.findall(r"modelcache[_:][a-z0-9_:]+", text)}
     known = set(re.findall(r"^# TYPE (\S+)", exposed, re.MULTILINE)) | recorded
     known |= {f"{name}_bucket" for name in known}
-    known |= {"modelcache_peers"}  # of agents with others around them
+    known |= {"modelcache_peers", "modelcache_peer_namesakes"}  # of agents with others around them
     assert names - known == set()
 
 
