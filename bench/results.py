@@ -51,6 +51,11 @@ class Group:
             key=lambda tool: self.wall_s(tool) or float("inf"),
         )
 
+    @property
+    def date(self) -> str:
+        """The day on which it was measured."""
+        return str(self.runs[0].get("date", ""))
+
     def values(self, tool: str, value: Callable[[Mapping[str, Any]], float]) -> list[float]:
         """A value of each good run of a tool."""
         good = [run for run in self.runs if run["tool"] == tool and not run["cost"]["failure"]]
@@ -100,11 +105,18 @@ def keep(study: str, numbers: Mapping[str, Any]) -> None:
     NUMBERS.mkdir(exist_ok=True)
     path = NUMBERS / f"{study}.json"
     runs = list(numbers["runs"])
+    if study == "pull":
+        runs = _dated(numbers)
     if study == "pull" and path.exists():
         fresh = {(run["scenario"], run["transport"]) for run in runs}
-        before = json.loads(path.read_text())["runs"]
+        before = _dated(json.loads(path.read_text()))
         runs += [run for run in before if (run["scenario"], run["transport"]) not in fresh]
     path.write_text(json.dumps({**numbers, "runs": runs}, indent=1) + "\n")
+
+
+def _dated(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Runs with the day of each: groups that are kept are older than the machine's line says."""
+    return [{"date": numbers["machine"]["date"], **run} for run in numbers["runs"]]
 
 
 def write() -> None:
@@ -244,7 +256,7 @@ def _tables(groups: Mapping[tuple[Scenario, Transport], Group]) -> str:
     for key, group in groups.items():
         rounds = len(group.values(MODELCACHE, lambda run: run["cost"]["wall_s"]))
         parts.append(
-            f"### {TITLES[key]}: {group.size_bytes / GB:.2f} GB, {rounds} rounds\n\n"
+            f"### {TITLES[key]}: {group.size_bytes / GB:.2f} GB, {rounds} rounds, {group.date}\n\n"
             + _table(
                 ["tool", "wall s", "GB/s", "on disk s", "cpu-s/GB", "peak MiB", "modelcache is"],
                 [_row(group, tool) for tool in group.tools],
