@@ -7,12 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import yaml
 from lightkube import ApiError, Client
 from lightkube.resources.apiextensions_v1 import CustomResourceDefinition
 
 from modelcache.faces.kubernetes.objects import ModelPrefetch, ModelScale, NodeModels
+from modelcache.faces.scaler.buffers import CapacityBuffer
+from tests.cluster import foreign
 from tests.cluster.support import wait_until
 from tests.servers.control_plane import ControlPlane
 from tests.servers.process import ServerUnavailable
@@ -48,7 +51,8 @@ def install_crds(client: Client) -> None:
 
 def _is_served(client: Client, kind: type[Any]) -> bool:
     try:
-        list(client.list(kind, namespace="*") if kind is ModelScale else client.list(kind))
+        namespaced = kind in {ModelScale, CapacityBuffer}
+        list(client.list(kind, namespace="*") if namespaced else client.list(kind))
     except ApiError:
         return False
     return True
@@ -59,3 +63,23 @@ def client(plane: ControlPlane) -> Iterator[Client]:
     """As the administrator."""
     with plane.client() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def capacity_buffers(plane: ControlPlane) -> None:
+    """The kind of that name, as those define it who act upon it."""
+    found = [
+        each for each in foreign.definitions() if each["spec"]["names"]["kind"] == "CapacityBuffer"
+    ]
+    if not found:
+        pytest.skip("CapacityBuffer's definition is not there: run `make test`")
+    (definition,) = found
+    with plane.client() as made:
+        try:
+            made.create(CustomResourceDefinition.from_dict(definition))
+        except ApiError as error:  # another test has brought it
+            if error.status.code != httpx2.codes.CONFLICT:
+                raise
+        name = definition["metadata"]["name"]
+        made.wait(CustomResourceDefinition, name, for_conditions=["Established"])
+        wait_until(partial(_is_served, made, CapacityBuffer))

@@ -13,7 +13,6 @@ import pytest
 import yaml
 from lightkube import ApiError, Client
 from lightkube.models.core_v1 import Taint
-from lightkube.resources.apiextensions_v1 import CustomResourceDefinition
 from lightkube.resources.core_v1 import Node, Pod
 from lightkube.types import PatchType
 
@@ -213,56 +212,7 @@ def test_without_a_declaration_an_agent_is_enough(client: Client, plane: Control
 # Buffers
 
 
-@pytest.fixture
-def buffers(client: Client) -> Iterator[None]:
-    """The kind, with as much of its schema as is written to here."""
-    integer = {"type": "integer", "minimum": 0}
-    ref = {
-        "type": "object",
-        "properties": {n: {"type": "string"} for n in ("apiGroup", "kind", "name")},
-    }
-    spec = {
-        "type": "object",
-        "properties": {
-            "provisioningStrategy": {
-                "type": "string",
-                "default": "buffer.x-k8s.io/active-capacity",
-            },
-            "scalableRef": ref,
-            "replicas": integer,
-        },
-    }
-    schema = {"type": "object", "required": ["spec"], "properties": {"spec": spec}}
-    name = "capacitybuffers.autoscaling.x-k8s.io"
-    client.create(
-        CustomResourceDefinition.from_dict(
-            {
-                "metadata": {
-                    "name": name,
-                    "annotations": {"api-approved.kubernetes.io": "https://example.test/approved"},
-                },
-                "spec": {
-                    "group": "autoscaling.x-k8s.io",
-                    "scope": "Namespaced",
-                    "names": {"kind": "CapacityBuffer", "plural": "capacitybuffers"},
-                    "versions": [
-                        {
-                            "name": "v1beta1",
-                            "served": True,
-                            "storage": True,
-                            "schema": {"openAPIV3Schema": schema},
-                        }
-                    ],
-                },
-            }
-        )
-    )
-    client.wait(CustomResourceDefinition, name, for_conditions=["Established"])
-    yield
-    remove(client, CustomResourceDefinition, name)
-
-
-@pytest.mark.usefixtures("nodes", "buffers")
+@pytest.mark.usefixtures("nodes", "capacity_buffers")
 def test_a_buffer_has_as_many_places_as_should_be_warm(client: Client):
     """All else of it is its owner's."""
     ref = {"apiGroup": "apps", "kind": "Deployment", "name": "llama"}
@@ -272,7 +222,10 @@ def test_a_buffer_has_as_many_places_as_should_be_warm(client: Client):
         "metadata": {"name": "llama", "namespace": "default"},
         "spec": {"scalableRef": ref, "replicas": 99},
     }
-    wait_until(lambda: _created(client, made))
+    with pytest.raises(ApiError, match=r"spec\.replicas.*greater than or equal to 0"):
+        spoilt = {**made, "spec": {**made["spec"], "replicas": -1}}
+        client.create(CapacityBuffer.from_dict(spoilt))  # whoever defined it has thought of that
+    client.create(CapacityBuffer.from_dict(made), field_manager="somebody")
     with gateway(client, "s1") as front, scaling(client) as scaler:
         front.waiting.set(10)
         make_scale(client, "llama", demand=front.demand(WAITING, "gauge"), capacityBuffer="llama")
@@ -289,12 +242,3 @@ def test_a_buffer_has_as_many_places_as_should_be_warm(client: Client):
         fields = client.get(CapacityBuffer, "llama", namespace="default").metadata.managedFields
         (ours,) = [each for each in fields or [] if each.manager == names.FIELD_MANAGER]
         assert ours.operation == "Apply"
-
-
-def _created(client: Client, made: dict[str, Any]) -> bool:
-    """Established before it is served."""
-    try:
-        client.create(CapacityBuffer.from_dict(made), field_manager="somebody")
-    except ApiError as error:
-        return error.status.code == 409
-    return True
