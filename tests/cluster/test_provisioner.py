@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -65,30 +66,32 @@ def classes(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> It
     kubeconfig = plane.kubeconfig(kubectl.token(ACCOUNT))
     driver = [sys.executable, "-m", "modelcache.main", *arguments["csi"]]
     sidecar = [str(foreign.PROVISIONER), *arguments["provisioner"], f"--kubeconfig={kubeconfig}"]
-    try:
-        plane.run("kube-controller-manager", f"--controllers={CONTROLLERS}")
-    except ServerUnavailable as error:
-        pytest.skip(str(error))
-    with (folder / "log").open("wb") as log:
-        running = [
-            subprocess.Popen(
-                command,
-                env={**os.environ, "NAMESPACE": NAMESPACE, "POD_NAME": "provisioner"},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-            )
-            for command in (driver, sidecar)
-        ]
-    try:
-        wait_until(socket.exists)
-        yield
-    finally:
-        for process in running:
-            process.terminate()
-            process.wait()
-        kubectl.delete(chosen)
-        print((folder / "log").read_text(errors="replace")[-4000:])
+    with ExitStack() as stack:
+        try:
+            binder = plane.running("kube-controller-manager", f"--controllers={CONTROLLERS}")
+            stack.enter_context(binder)
+        except ServerUnavailable as error:
+            pytest.skip(str(error))
+        with (folder / "log").open("wb") as log:
+            running = [
+                subprocess.Popen(
+                    command,
+                    env={**os.environ, "NAMESPACE": NAMESPACE, "POD_NAME": "provisioner"},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                )
+                for command in (driver, sidecar)
+            ]
+        try:
+            wait_until(socket.exists)
+            yield
+        finally:
+            for process in running:
+                process.terminate()
+                process.wait()
+            kubectl.delete(chosen)
+            print((folder / "log").read_text(errors="replace")[-4000:])
 
 
 def claim(client: Client, name: str, parameters: dict[str, str]) -> None:
