@@ -20,14 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.message_factory import GetMessageClass
 
 from modelcache.mounts import mounts_below, unmount
+from tests.kernel.roots import needs_root
 from tests.servers.control_plane import ControlPlane, program
 from tests.servers.process import Server, ServerUnavailable, find_program, free_port
 
+MARKS = (pytest.mark.cluster, pytest.mark.kernel, pytest.mark.slow, needs_root)
+"""Of tests that run pods on such a node."""
 IMAGE = "modelcache.test/busybox:1"
 DRIVER = "csi.modelcache.io"
 

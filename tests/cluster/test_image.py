@@ -18,21 +18,22 @@ from modelcache.mounts import mounts_at
 from tests.agent.nodes import Models, ref_to
 from tests.cluster import image
 from tests.cluster.installing import NAMESPACE, Kubectl, rendered
-from tests.cluster.kubelet import DRIVER, IMAGE, Containerd, Kubelet, image_archive, registered
+from tests.cluster.kubelet import (
+    DRIVER,
+    IMAGE,
+    MARKS,
+    Containerd,
+    Kubelet,
+    image_archive,
+    registered,
+)
 from tests.cluster.support import remove, wait_until
 from tests.cluster.test_kubelet import drivers_of
-from tests.kernel.roots import needs_root
 from tests.servers.control_plane import ControlPlane
 from tests.servers.nginx import Nginx
 from tests.servers.process import ServerUnavailable, free_port
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.kernel,
-    pytest.mark.slow,
-    needs_root,
-    pytest.mark.timeout(1200),
-]
+pytestmark = [*MARKS, pytest.mark.timeout(1200)]
 NODE = "real-2"
 WAIT_S = 180.0
 PARTS = {"agent", "csi", "holder"}

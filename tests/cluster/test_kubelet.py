@@ -30,23 +30,24 @@ from modelcache.mounts import mounts_below
 from tests.agent.nodes import Models, ref_to
 from tests.agent.support import random_bytes
 from tests.cluster.installing import rendered
-from tests.cluster.kubelet import DRIVER, IMAGE, Containerd, Kubelet, image_archive, registered
+from tests.cluster.kubelet import (
+    DRIVER,
+    IMAGE,
+    MARKS,
+    Containerd,
+    Kubelet,
+    image_archive,
+    registered,
+)
 from tests.cluster.support import events_of, remove, wait_until
 from tests.cluster.test_whole import Commands
 from tests.faces.webhook.servers import hook
-from tests.kernel.roots import needs_root
 from tests.servers.certificates import Certificates, make_certificates
 from tests.servers.control_plane import ControlPlane
 from tests.servers.nginx import Nginx
 from tests.servers.process import ServerUnavailable, free_port
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.kernel,
-    pytest.mark.slow,
-    needs_root,
-    pytest.mark.timeout(300),
-]
+pytestmark = [*MARKS, pytest.mark.timeout(300)]
 NODE = "real-1"
 WAIT_S = 120.0
 MODEL_BYTES = 5 << 22
