@@ -12,12 +12,14 @@ import typer
 
 from modelcache.errors import UsageError
 from modelcache.main.app import LogFormat, LogLevel, app, settings_for
+from modelcache.main.certificates import SECRET_SUFFIX, CertificateFile, KeyFile, pair_of
 
 if TYPE_CHECKING:
     import socket
 
     from lightkube import Client
 
+    from modelcache.faces.scaler.keda_tls import KedaFace
     from modelcache.faces.scaler.life import MetricsFace, Scaler, Writer
     from modelcache.faces.webhook.tls import Certificates
 
@@ -25,8 +27,9 @@ LEASE: Final = "modelcache-scaler"
 NAMESPACE_VARIABLE: Final = "POD_NAMESPACE"
 LISTEN: Final = "[::]:9444"
 PLAIN: Final = "[::]:9872"
-SECRET_SUFFIX: Final = "-certificates"  # noqa: S105 - of an object's name
 LINGER_S: Final = 5.0
+KEDA_FILES: Final = ("--keda-cert-file", "--keda-key-file")
+KEDA_AUTHORITY: Final = "--keda-client-ca-file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class _Flags:
     secret: str
     plain: tuple[str, int]
     keda: tuple[str, int] | None
+    keda_files: tuple[Path, Path, Path | None] | None
     kubeconfig: str
     namespace: str
     identity: str
@@ -52,13 +56,8 @@ def scaler(  # noqa: PLR0917 - one parameter for each option
     listen: Annotated[
         str, typer.Option("--listen", metavar="HOST:PORT", help="External metrics, over HTTPS.")
     ] = LISTEN,
-    cert_file: Annotated[
-        Path | None,
-        typer.Option("--cert-file", metavar="FILE", help="Certificate; read again as it changes."),
-    ] = None,
-    key_file: Annotated[
-        Path | None, typer.Option("--key-file", metavar="FILE", help="Its key.")
-    ] = None,
+    cert_file: CertificateFile = None,
+    key_file: KeyFile = None,
     service: Annotated[
         str,
         typer.Option(
@@ -80,6 +79,21 @@ def scaler(  # noqa: PLR0917 - one parameter for each option
         str,
         typer.Option("--keda-listen", metavar="HOST:PORT", help="KEDA's external scaler, gRPC."),
     ] = "",
+    keda_cert_file: Annotated[
+        Path | None,
+        typer.Option(
+            KEDA_FILES[0], metavar="FILE", help="That over TLS; read again as it changes."
+        ),
+    ] = None,
+    keda_key_file: Annotated[
+        Path | None, typer.Option(KEDA_FILES[1], metavar="FILE", help="The certificate's key.")
+    ] = None,
+    keda_client_ca_file: Annotated[
+        Path | None,
+        typer.Option(
+            KEDA_AUTHORITY, metavar="FILE", help="Who has to have signed KEDA's own certificate."
+        ),
+    ] = None,
     prometheus: Annotated[
         str,
         typer.Option("--prometheus", metavar="URL", help="Where ModelScales' queries are asked."),
@@ -127,6 +141,7 @@ def scaler(  # noqa: PLR0917 - one parameter for each option
             secret=_named(secret or (f"{service}{SECRET_SUFFIX}" if service else "")),
             plain=parse_listen(plain_listen),
             keda=parse_listen(keda_listen) if keda_listen else None,
+            keda_files=_keda_files(keda_cert_file, keda_key_file, keda_client_ca_file, keda_listen),
             kubeconfig=kubeconfig,
             namespace=namespace or os.environ.get(NAMESPACE_VARIABLE, ""),
             identity=identity or f"{os.uname().nodename}-{os.getpid()}",
@@ -150,13 +165,21 @@ def scaler(  # noqa: PLR0917 - one parameter for each option
 def _files(
     certificate: Path | None, key: Path | None, service: str, secret: str
 ) -> tuple[Path, Path] | None:
-    if service and (certificate or key):
-        raise UsageError("--service makes certificates; leave --cert-file and --key-file out")
+    files = pair_of(certificate, key, made_by="--service" if service else "")
     if secret and not service:
         raise UsageError("--secret is for --service; with files it means nothing")
-    if (certificate is None) != (key is None):
-        raise UsageError("--cert-file and --key-file go together")
-    return None if certificate is None or key is None else (certificate, key)
+    return files
+
+
+def _keda_files(
+    certificate: Path | None, key: Path | None, authority: Path | None, listen: str
+) -> tuple[Path, Path, Path | None] | None:
+    files = pair_of(certificate, key, names=KEDA_FILES)
+    if authority is not None and files is None:
+        raise UsageError(f"{KEDA_AUTHORITY} needs {' and '.join(KEDA_FILES)}")
+    if files is not None and not listen:
+        raise UsageError(f"{KEDA_FILES[0]} is for --keda-listen")
+    return None if files is None else (*files, authority)
 
 
 def _named(name: str) -> str:
@@ -248,6 +271,16 @@ def _source(flags: _Flags, client: Client, log: Any) -> Certificates:  # noqa: A
     return shared.SharedCertificates(client, where, log, trust=trust)
 
 
+def _keda_face(flags: _Flags) -> KedaFace | None:
+    from modelcache.faces.scaler.keda_tls import KedaFace  # noqa: PLC0415 - see the package
+    from modelcache.faces.webhook.tls import CertificateFiles  # noqa: PLC0415
+
+    if flags.keda is None:
+        return None
+    source = CertificateFiles(*flags.keda_files) if flags.keda_files is not None else None
+    return KedaFace(flags.keda, source)
+
+
 async def _serve(
     parts: Scaler,
     writer: Writer,
@@ -270,7 +303,7 @@ async def _serve(
         plain,
         face,
         log,
-        keda=flags.keda,
+        keda=_keda_face(flags),
         ending=ending,
         linger_s=flags.linger_s,
     )

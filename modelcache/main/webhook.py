@@ -11,6 +11,7 @@ import typer
 
 from modelcache.errors import UsageError
 from modelcache.main.app import LogFormat, LogLevel, app, settings_for
+from modelcache.main.certificates import SECRET_SUFFIX, CertificateFile, KeyFile, pair_of
 
 if TYPE_CHECKING:
     import socket
@@ -25,7 +26,6 @@ LISTEN: Final = "[::]:9443"
 SYNC_S: Final = 5.0
 """How long the first reviews wait for what nodes have; without it they only lack a preference."""
 LINGER_S: Final = 5.0
-SECRET_SUFFIX: Final = "-certificates"  # noqa: S105 - of an object's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,8 @@ def webhook(  # noqa: PLR0917 - one parameter for each option
     listen: Annotated[
         str, typer.Option("--listen", metavar="HOST:PORT", help="Where to answer, over HTTPS.")
     ] = LISTEN,
-    cert_file: Annotated[
-        Path | None,
-        typer.Option("--cert-file", metavar="FILE", help="Certificate; read again as it changes."),
-    ] = None,
-    key_file: Annotated[
-        Path | None, typer.Option("--key-file", metavar="FILE", help="Its key.")
-    ] = None,
+    cert_file: CertificateFile = None,
+    key_file: KeyFile = None,
     service: Annotated[
         str, typer.Option("--service", metavar="NAME", help="Self-signed: the Service in front.")
     ] = "",
@@ -141,13 +136,10 @@ def webhook(  # noqa: PLR0917 - one parameter for each option
 def _files(
     certificate: Path | None, key: Path | None, *, self_signed: bool
 ) -> tuple[Path, Path] | None:
-    if self_signed and (certificate or key):
-        raise UsageError("--self-signed makes certificates; leave --cert-file and --key-file out")
-    if self_signed:
-        return None
-    if certificate is None or key is None:
+    files = pair_of(certificate, key, made_by="--self-signed" if self_signed else "")
+    if files is None and not self_signed:
         raise UsageError("a webhook needs --cert-file and --key-file, or --self-signed")
-    return certificate, key
+    return files
 
 
 def _check(flags: _Flags) -> None:

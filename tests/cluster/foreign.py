@@ -59,8 +59,8 @@ KINDS = (
         "h1:uph7Umk331fvBMrHHpTJNDt6+lf3IAuyiskaQw8wIAk=",
         ("config/crd/full/serving.kserve.io_inferenceservices.yaml",),
     ),
-    # Karpenter has the kind that Cluster Autoscaler defines, with the same fields of `spec`, and is a
-    # module that can be had by its version.
+    # Karpenter has the kind that Cluster Autoscaler defines, with the same fields of `spec`, and
+    # can be had by its version.
     Kinds(
         "sigs.k8s.io/karpenter@v1.14.1",
         "h1:GjqvOHLjl2+OXM0ti5VEZSQuvcitB0pETd8zdChXEtI=",

@@ -151,6 +151,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "scaler.keda.enabled": True,
         "networkPolicy.enabled": True,
     },
+    "a scaler that KEDA asks over TLS": {
+        "scaler.enabled": True,
+        "scaler.externalMetrics.enabled": False,
+        "scaler.keda.enabled": True,
+        "scaler.keda.tls.secret": "keda",
+        "scaler.keda.tls.clientAuthoritySecret": "keda",
+    },
     "a scaler without external metrics": {
         "scaler.enabled": True,
         "scaler.externalMetrics.enabled": False,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +15,6 @@ from lightkube import Client
 from lightkube.resources.core_v1 import Node, Pod
 
 from modelcache.faces.kubernetes.objects import ModelScale, NodeModels
-from modelcache.faces.scaler.keda import serving_keda
 from modelcache.faces.scaler.life import Scaler
 from modelcache.faces.scaler.protocol import externalscaler_pb2 as protocol
 from tests.cluster.autoscaling import WAITING, Gateway, gateway
@@ -31,6 +27,7 @@ from tests.cluster.serving import (
     tell,
 )
 from tests.cluster.support import delete_pod, remove, wait_until
+from tests.faces.scaler.keda import serving
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,29 +67,11 @@ def scaler(client: Client) -> Iterator[Scaler]:
 @pytest.fixture
 def keda(scaler: Scaler, stubs: ModuleType) -> Iterator[Any]:
     """A client of a server that runs."""
-    with served(scaler) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with (
+        serving(scaler.outlooks, scaler.metrics) as port,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
         yield stubs.ExternalScalerStub(channel)
-
-
-@contextmanager
-def served(scaler: Scaler) -> Iterator[int]:
-    ports: list[int] = []
-    begun, ending = threading.Event(), threading.Event()
-
-    async def serve() -> None:
-        async with serving_keda(scaler.outlooks, scaler.metrics, ("127.0.0.1", 0)) as port:
-            ports.append(port)
-            begun.set()
-            await asyncio.to_thread(ending.wait)
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    assert begun.wait(20)
-    try:
-        yield ports[0]
-    finally:
-        ending.set()
-        thread.join()
 
 
 def asked(**metadata: str) -> protocol.ScaledObjectRef:

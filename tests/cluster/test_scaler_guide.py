@@ -13,6 +13,8 @@ from tests.servers.control_plane import ControlPlane
 pytestmark = pytest.mark.cluster
 GUIDE = DAEMONSET.parent / "docs" / "autoscaling.md"
 FOREIGN = {
+    "Certificate",
+    "ClusterTriggerAuthentication",
     "KubeSchedulerConfiguration",
     "ProvisioningRequest",
     "ScaledObject",

@@ -222,8 +222,8 @@ def test_a_buffer_has_as_many_places_as_should_be_warm(client: Client):
         "metadata": {"name": "llama", "namespace": "default"},
         "spec": {"scalableRef": ref, "replicas": 99},
     }
+    spoilt = {**made, "spec": {**made["spec"], "replicas": -1}}
     with pytest.raises(ApiError, match=r"spec\.replicas.*greater than or equal to 0"):
-        spoilt = {**made, "spec": {**made["spec"], "replicas": -1}}
         client.create(CapacityBuffer.from_dict(spoilt))  # whoever defined it has thought of that
     client.create(CapacityBuffer.from_dict(made), field_manager="somebody")
     with gateway(client, "s1") as front, scaling(client) as scaler:

@@ -13,6 +13,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from time import perf_counter
 from typing import Any, Final
 
@@ -26,6 +27,8 @@ from modelcache.errors import (
     SourceUnavailable,
     UsageError,
 )
+from modelcache.faces.logs import Log
+from modelcache.faces.scaler.keda_tls import KedaFace, credentials_of
 from modelcache.faces.scaler.metrics import ScalerMetrics
 from modelcache.faces.scaler.outlooks import Outlooks
 from modelcache.faces.scaler.protocol import externalscaler_pb2 as protocol
@@ -49,7 +52,13 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "fromZero": (ALWAYS, WARM),
     "quantile": ("0.9", "0.5"),
 }
-_KEDAS: Final = frozenset({"scalerAddress", "enableTLS", "tlsCertFile", "unsafeSsl", "caCert"})
+_KEDAS: Final = frozenset(
+    {
+        *("scalerAddress", "enableTLS", "unsafeSsl"),
+        *("caCert", "tlsClientCert", "tlsClientKey", "tlsCertFile"),
+    }
+)
+"""Metadata that is meant for KEDA itself, which passes on all that there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +214,27 @@ class ExternalScaler:
 
 @asynccontextmanager
 async def serving_keda(
-    outlooks: Outlooks, metrics: ScalerMetrics, address: tuple[str, int]
+    outlooks: Outlooks, metrics: ScalerMetrics, face: KedaFace, log: Log
 ) -> AsyncIterator[int]:
     """Answer while entered; gives the port. Raises InvalidConfig where it cannot be had."""
+
+    def ends(at: datetime) -> None:
+        metrics.certificate_end.labels(FACE).set(at.timestamp())
+
+    async with (
+        credentials_of(face, log, ends) as credentials,
+        _answering_at(outlooks, metrics, face.address, credentials) as port,
+    ):
+        yield port
+
+
+@asynccontextmanager
+async def _answering_at(
+    outlooks: Outlooks,
+    metrics: ScalerMetrics,
+    address: tuple[str, int],
+    credentials: Any,  # noqa: ANN401 - grpc has no types
+) -> AsyncIterator[int]:
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -219,7 +246,10 @@ async def serving_keda(
     host, port = address
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound = server.add_insecure_port(where)
+        if credentials is None:
+            bound = server.add_insecure_port(where)
+        else:
+            bound = server.add_secure_port(where, credentials)
     except RuntimeError as error:
         raise InvalidConfig(f"cannot listen on {where}: {error}") from error
     await server.start()

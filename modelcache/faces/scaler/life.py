@@ -23,8 +23,9 @@ from modelcache.faces.scaler.cluster import Cluster
 from modelcache.faces.scaler.demand import Demand
 from modelcache.faces.scaler.front_proxies import FrontProxies, ShowingPeer, asking_context
 from modelcache.faces.scaler.keda import serving_keda
+from modelcache.faces.scaler.keda_tls import KedaFace
 from modelcache.faces.scaler.metrics import ScalerMetrics
-from modelcache.faces.scaler.metrics_api import MetricsApi
+from modelcache.faces.scaler.metrics_api import FACE, MetricsApi
 from modelcache.faces.scaler.outlooks import NOT_SYNCED, Outlooks
 from modelcache.faces.scaler.plain import create_plain_app
 from modelcache.faces.scaler.starts import Starts
@@ -116,7 +117,7 @@ async def run(
     face: MetricsFace | None,
     log: Log,
     *,
-    keda: tuple[str, int] | None = None,
+    keda: KedaFace | None = None,
     ending: asyncio.Event,
     linger_s: float,
 ) -> None:
@@ -135,7 +136,8 @@ async def run(
                 serving = serving_metrics(face, scaler.metrics, log)
                 waiting.append(await stack.enter_async_context(serving))
             if keda is not None:
-                await stack.enter_async_context(serving_keda(scaler.outlooks, scaler.metrics, keda))
+                asking = serving_keda(scaler.outlooks, scaler.metrics, keda, log)
+                await stack.enter_async_context(asking)
             log.info("scaler_ready", port=plain.getsockname()[1])
             ended, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for each in ended:
@@ -176,7 +178,7 @@ async def serving_metrics(
             live = asking_context(shown, authority)
 
             def show_end(live: LiveContext = live) -> None:
-                metrics.certificate_end.set(live.end.timestamp())
+                metrics.certificate_end.labels(FACE).set(live.end.timestamp())
 
             show_end()
             listener = face.listener.dup()

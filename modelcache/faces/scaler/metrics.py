@@ -37,7 +37,8 @@ class ScalerMetrics:
         )
         self.certificate_end = Gauge(
             "modelcache_scaler_certificate_end_timestamp_seconds",
-            "When the certificate of the metrics API ends, in Unix time.",
+            "When the certificate that a face (metrics, keda) shows ends, in Unix time.",
+            ["face"],
             registry=self.registry,
         )
         ProcessCollector(namespace="modelcache", registry=self.registry)

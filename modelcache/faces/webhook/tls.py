@@ -12,7 +12,7 @@ import ssl
 import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -32,10 +32,14 @@ PEM_BYTES_MAX: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A certificate, with its chain, and its key; both PEM."""
+    """A certificate, with its chain, and its key; all PEM.
+
+    authority: who signs what clients have to show; empty where they are not asked.
+    """
 
     certificate: bytes
     key: bytes
+    authority: bytes = b""
 
 
 class Certificates(Protocol):
@@ -46,16 +50,36 @@ class Certificates(Protocol):
         ...
 
 
-class CertificateFiles:
-    """Two files that somebody else replaces, as cert-manager does with a mounted Secret."""
+class Shows(Protocol):
+    """What shows a certificate that can change."""
 
-    def __init__(self, certificate: Path, key: Path) -> None:
+    @property
+    def end(self) -> datetime:
+        """Of the certificate that is shown."""
+        ...
+
+    def use(self, pair: Pair) -> bool:
+        """Show this from now on; whether that is something new. Raises InvalidConfig."""
+        ...
+
+
+class CertificateFiles:
+    """Files that somebody else replaces, as cert-manager does with a mounted Secret."""
+
+    def __init__(self, certificate: Path, key: Path, authority: Path | None = None) -> None:
         self._certificate = certificate
         self._key = key
+        self._authority = authority
 
     def current(self) -> Pair:
         """What they hold. Raises InvalidConfig naming the file."""
-        return Pair(_read(self._certificate), _read(self._key))
+        pair = Pair(_read(self._certificate), _read(self._key))
+        if self._authority is None:
+            return pair
+        authority = _read(self._authority)
+        if not authority.strip():  # as if no certificate were asked for
+            raise InvalidConfig(f"{self._authority} is empty")
+        return replace(pair, authority=authority)
 
 
 class LiveContext:
@@ -75,8 +99,7 @@ class LiveContext:
             return False
         # A key that does not fit would leave the context with half of it, so it is tried on
         # another one first.
-        _load(_empty(), pair)
-        self.end = _end(pair)
+        self.end = check(pair)
         _load(self.context, pair)
         self._pair = pair
         return True
@@ -84,7 +107,7 @@ class LiveContext:
 
 async def keep_fresh(
     source: Certificates,
-    live: LiveContext,
+    live: Shows,
     log: Log,
     *,
     every_s: float = CHECK_S,
@@ -103,6 +126,19 @@ async def keep_fresh(
         except Exception:  # noqa: BLE001 - a bug now may be none in a month, when it matters
             trace = traceback.format_exc()
             log.error("certificate_check_failed", traceback=trace)  # noqa: TRY400 - not one of logging
+
+
+def check(pair: Pair) -> datetime:
+    """When it ends. Raises InvalidConfig where it is not what it should be."""
+    context = _empty()
+    _load(context, pair)
+    if pair.authority:
+        try:
+            context.load_verify_locations(cadata=pair.authority.decode("ascii"))
+        except (ssl.SSLError, ValueError) as error:
+            why = getattr(error, "reason", None) or str(error)
+            raise InvalidConfig(f"the authority of clients is not usable: {why}") from error
+    return _end(pair)
 
 
 def _empty() -> ssl.SSLContext:

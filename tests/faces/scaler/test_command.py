@@ -16,6 +16,7 @@ from tests.main.support import Shell, finish
 from tests.servers.process import free_port
 
 FILES = ("--cert-file", "c", "--key-file", "k")
+KEDA_FILES = ["--keda-cert-file", "c", "--keda-key-file", "k"]
 
 
 @pytest.fixture
@@ -47,6 +48,9 @@ def kubeconfig(tmp_path: Path) -> Path:
         (["--service", "sp ace"], "'sp ace' cannot be the name"),
         (["--plain-listen", "9872"], "has no port"),
         (["--keda-listen", "nonsense:x"], "nonsense:x"),
+        (["--keda-cert-file", "c"], "--keda-cert-file and --keda-key-file go together"),
+        (KEDA_FILES, "--keda-cert-file is for --keda-listen"),
+        (["--keda-client-ca-file", "a"], "--keda-client-ca-file needs --keda-cert-file"),
         (["--service", "x", "--listen", "x"], "has no port"),
         (["--prometheus", "prometheus:9090"], "--prometheus takes an address such as"),
         (["--prometheus", "http://x/?query=up"], "--prometheus takes an address such as"),

@@ -59,7 +59,7 @@ FILES = ("--cert-file", "c", "--key-file", "k")
     ("options", "complaint"),
     [
         ([], "needs --cert-file and --key-file, or --self-signed"),
-        (["--cert-file", "c"], "needs --cert-file and --key-file"),
+        (["--cert-file", "c"], "--cert-file and --key-file go together"),
         ([*FILES, "--self-signed"], "leave --cert-file and --key-file out"),
         (["--self-signed"], "needs --service and --namespace and --configuration"),
         ([*SIGNED[:-2]], "needs --configuration"),
