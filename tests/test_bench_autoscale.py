@@ -2,10 +2,10 @@
 
 import pytest
 
-from bench.autoscale.scalers import OnRequests, Recommended
+from bench.autoscale.scalers import DOWN_S, OnRequests, Recommended
 from bench.autoscale.study import COSTS
 from bench.autoscale.traffic import SHAPES, arrivals
-from bench.autoscale.world import CARRIES, Times, World
+from bench.autoscale.world import CARRIES, Replica, Seen, Times, World
 
 
 class Fixed:
@@ -75,3 +75,17 @@ def test_steady_demand_has_what_it_takes_from_either():
         outcome = day([10] * 7200, scaler)
         assert outcome.late == 0
         assert outcome.most_replicas <= 11
+
+
+def test_a_wish_for_more_keeps_replicas_until_its_window_is_over():
+    """An autoscaler remembers every wish, not only those for fewer."""
+    scaler = OnRequests()
+
+    def decided(now_s, in_flight, replicas):
+        running = [Replica(n, True, 0.0, 0.0, ready=True) for n in range(replicas)]
+        return scaler.decide(Seen(now_s, 0, 0.0, in_flight, running, 0, 0, {}))[0]
+
+    assert decided(0.0, 10_000.0, 10) == 20
+    assert decided(15.0, 0.0, 20) == 20
+    assert decided(float(DOWN_S), 0.0, 20) == 20
+    assert decided(DOWN_S + 1.0, 0.0, 20) == 0

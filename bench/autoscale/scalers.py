@@ -58,10 +58,9 @@ class OnRequests:
         wish = math.ceil(seen.in_flight / target)
         if have and abs(seen.in_flight / (target * have) - 1) <= TOLERANCE:
             wish = have
+        held = self._down(seen.now_s, wish, DOWN_S)
         most = max(2 * have, have + UP_PODS)
-        if wish > have:
-            return min(wish, most), self._keep_warm
-        return min(have, self._down(seen.now_s, wish, DOWN_S)), self._keep_warm
+        return min(most, max(wish, min(have, held))), self._keep_warm
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +121,9 @@ class Recommended:
         if found.recommended is None:
             return have, 0
         wish = found.recommended
-        replicas = wish if wish > have else self._down(seen.now_s, wish, found.stabilization_s)
+        held = self._down(seen.now_s, wish, found.stabilization_s)
         kept = self._down_kept(seen.now_s, found.slots_wanted or 0, found.stabilization_s)
-        return (max(wish, min(have, replicas))), kept if self._keep_warm else 0
+        return max(wish, min(have, held)), kept if self._keep_warm else 0
 
     def _believed(self, seen: Seen, tier: str) -> list[float]:
         return [
