@@ -2,7 +2,9 @@
 
 A start counts only when it was seen under way: of a pod that is ready already nobody knows whether
 it was so all the time. Pods that go before they are ready are counted apart, never as starts; they
-would make the others look faster than they are if they were left out without a word.
+would make the others look faster than they are if they were left out without a word. A scaler that
+begins in the middle of a start cannot tell whether a node that is warm now was so when the replica
+was bound: such a start, of minutes perhaps, does not count as a warm one.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from modelcache.forecast.outlook import Seen, Starting
 
 KEPT: Final = 200
 """Starts of each kind: enough for a 90th percentile, few enough to follow a changed cluster."""
+FRESH_S: Final = 10.0
+"""So long after its binding a pod's node is as it was then: a fetch takes longer."""
 
 
 @dataclass(slots=True)
@@ -27,6 +31,8 @@ class _Book:
     cold: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
     abandoned: int = 0
     under_way: dict[str, bool] = field(default_factory=dict)  # whether warm, by the pod's uid
+    looked: bool = False
+    untold: set[str] = field(default_factory=set)  # of those, whose beginning nobody saw
 
 
 class Starts:
@@ -72,14 +78,18 @@ def _learn(book: _Book, view: View, key: Key) -> None:
         pod = pods.get(uid)
         if pod is not None and pod.starting:
             continue
-        warm = book.under_way.pop(uid)
+        warm, untold = book.under_way.pop(uid), uid in book.untold
+        book.untold.discard(uid)
         if pod is None or not pod.ready or pod.ready_s is None or pod.bound_s is None:
             book.abandoned += 1
-        else:
+        elif not untold:
             (book.warm if warm else book.cold).append(max(0.0, pod.ready_s - pod.bound_s))
     for uid, pod in pods.items():
         if pod.starting and uid not in book.under_way:
-            book.under_way[uid] = _is_warm(view, key, pod.node)
+            warm = book.under_way[uid] = _is_warm(view, key, pod.node)
+            if warm and not book.looked and _age_s(pod, view.at_s) > FRESH_S:
+                book.untold.add(uid)
+    book.looked = True
 
 
 def _is_warm(view: View, key: Key, node: str) -> bool:
