@@ -5,9 +5,10 @@ score for each chunk, the highest owns it. When a node comes it takes its share 
 evenly, and when one leaves only its own chunks move.
 
 Shares drawn by hash differ: of 64 nodes the busiest would serve a fifth more than the mean, and all
-would wait for it. So no node owns more than its even part, rounded up: what it scored lowest on
-goes to the best of those that have room (Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing
-with bounded loads", 2018, with no slack, for a move costs nothing but the move).
+would wait for it. So each node owns an even part, and none two chunks more than another: what it
+scored lowest on goes to the best of those that have room (Mirrokni, Thorup and Zadimoghaddam,
+"Consistent hashing with bounded loads", 2018, with no slack, for a move costs nothing but the
+move).
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ class Ring:
     about 150 bytes a chunk.
     """
 
-    __slots__ = ("_best", "_names", "_nodes", "_owners", "_scores")
+    __slots__ = ("_best", "_blob", "_names", "_nodes", "_owners", "_scores")
 
     def __init__(self, blob: BlobId, count: int) -> None:
         """count: chunks of the blob."""
+        self._blob = str(blob)
         self._names = [f"{blob}/{chunk}".encode() for chunk in range(count)]
         self._nodes: dict[str, int] = {}  # and their seeds
         self._best = [NOBODY] * count  # by score alone
@@ -80,25 +82,31 @@ class Ring:
     def _balance(self) -> list[int]:
         """Give everybody an even part; returns the chunks that have another owner now."""
         owners = list(self._best)
-        if len(self._nodes) > 1:
-            most = -(-len(owners) // len(self._nodes))
-            loads: dict[str, list[int]] = {node: [] for node in self._nodes}
-            for chunk, node in enumerate(owners):
+        room = self._parts()
+        loads: dict[str, list[int]] = {node: [] for node in room}
+        for chunk, node in enumerate(owners):
+            if room:
                 loads[node].append(chunk)
-            surplus: list[int] = []
-            room: dict[str, int] = {}
-            for node, owned in loads.items():
-                room[node] = most - len(owned)
-                if len(owned) > most:
-                    owned.sort(key=self._scores.__getitem__, reverse=True)
-                    surplus += owned[most:]
-                    room[node] = 0
-            for chunk in sorted(surplus):
-                free = {node: self._nodes[node] for node, left in room.items() if left}
-                owners[chunk], _ = self._rank(chunk, free)
-                room[owners[chunk]] -= 1
+        surplus: list[int] = []
+        for node, owned in loads.items():
+            if len(owned) > room[node]:
+                owned.sort(key=self._scores.__getitem__, reverse=True)
+                surplus += owned[room[node] :]
+            room[node] -= min(room[node], len(owned))
+        for chunk in sorted(surplus):
+            free = {node: self._nodes[node] for node, left in room.items() if left}
+            owners[chunk], _ = self._rank(chunk, free)
+            room[owners[chunk]] -= 1
         before, self._owners = self._owners, owners
         return [chunk for chunk, owner in enumerate(owners) if owner != before[chunk]]
+
+    def _parts(self) -> dict[str, int]:
+        """How many chunks each node owns: all the same, and one more for some, who draw lots."""
+        if not self._nodes:
+            return {}
+        even, left = divmod(len(self._names), len(self._nodes))
+        drawn = first_of(self._blob, self._nodes)
+        return {node: even + (place < left) for place, node in enumerate(drawn)}
 
     def _rank(self, chunk: int, nodes: Mapping[str, int]) -> tuple[str, int]:
         name = self._names[chunk]

@@ -9,6 +9,7 @@ from modelcache.domain.manifests import BlobId
 from modelcache.planner.board import Board
 from modelcache.planner.events import Fetch, SourceId, peer_source
 from modelcache.planner.lots import ORIGIN
+from modelcache.planner.progress import Progress
 from modelcache.planner.readers import Readers
 from modelcache.planner.state import BlobState, SourceState
 
@@ -16,8 +17,9 @@ from modelcache.planner.state import BlobState, SourceState
 class Dispatch:
     """See the module."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, progress: Progress) -> None:
         self._board = board
+        self._progress = progress
         self._limits = board.limits
         self.readers = Readers(board, self)
 
@@ -87,9 +89,7 @@ class Dispatch:
 
     def serves(self, state: BlobState, source: SourceId) -> bool:
         """Whether what this source gives may be passed on before the blob is verified."""
-        if source not in self._board.peers:
-            return True
-        return state.shares is not None and state.shares.vouches(source)
+        return state.vouched(source, self._board.peers)
 
     # What peers wait for, and audits
 
@@ -101,7 +101,7 @@ class Dispatch:
             if state is None or not state.pending.waits(chunk):
                 continue
             source = self.seed_of(state, chunk, now_s)
-            if source is None:
+            if source is None or self._ahead_of_others(state, source, now_s):
                 board.urgent.appendleft((blob, chunk))
                 return None
             state.pending.discard(chunk)
@@ -109,6 +109,12 @@ class Dispatch:
             serve = self.serves(state, source)
             return board.launch(source, [(blob, chunk)], now_s, serve=serve)
         return None
+
+    def _ahead_of_others(self, state: BlobState, source: SourceId, now_s: float) -> bool:
+        """Whether others should read what they are waited for first: see `progress`."""
+        if state.shares is None or source in self._board.peers:
+            return False
+        return self._seed_full(source, state.shares.fetchers, now_s)
 
     def _next_audit(self, now_s: float) -> Fetch | None:
         board = self._board
@@ -261,17 +267,18 @@ class Dispatch:
     def _from_seed(self, seed: SourceState, left: int, fetchers: int, now_s: float) -> int:
         """Chunks that may be on their way from a seed which `fetchers` nodes read.
 
-        A node's part of what one alone would open. More are not opened because that pays, for among
-        nodes that share a link it pays whoever takes from the others: measured on eight shaped
-        links, the last node was ready half as late again. But where each connection brings so much
-        that it cannot be a shared link that holds it back, there is room for as many as keep
-        bringing it.
+        A node's part of what one alone would open; more or less where it is behind others or ahead
+        of them. More are not opened because that pays, for among nodes that share a link it pays
+        whoever takes from the others: measured on eight shaped links, the last node was ready half
+        as late again. But where each connection brings so much that it cannot be a shared link that
+        holds it back, there is room for as many as keep bringing it.
         """
         limits = self._limits
         rate = seed.rate_at(now_s, limits.rate_memory_s)
         roomy = min(seed.concurrency.limit, int(rate / limits.seed_connection_rate))
-        share = max(limits.seed_connections_min, -(-seed.concurrency.limit // fetchers), roomy)
-        return max(1, min(share, left // limits.seed_left_share))
+        least = max(limits.seed_connections_min, -(-seed.concurrency.limit // fetchers))
+        share = roomy if roomy >= least else self._progress.connections(least, now_s)
+        return min(share, max(1, left // limits.seed_left_share))
 
     def _window_full(self, state: BlobState) -> bool:
         """Chunks read in order are kept near the front, and spread over blobs instead.

@@ -80,6 +80,18 @@ class PlannerLimits:
     seed_left_share: int = 4
     """Chunks on their way from a seed are at most a quarter of those still to be read from it: a
     chunk read alone arrives sooner than beside others, and everybody waits for the last ones."""
+    ahead_min: int = 2
+    ahead_share: float = 1 / 16
+    """A node is ahead of another with so many chunks more, and this part of its share: then it
+    reads on one connection, and with three times as many on none; one that is behind, on twice
+    and four times as many."""
+    take_over_keep: int = 2
+    """The next chunks that a node reads are not taken over from it."""
+    take_over_share: float = 1 / 8
+    """Of a node's share, what it reads for others beyond it, if these are no stragglers: what it
+    reads it also sends to all of them."""
+    take_over_every_s: float = 0.3
+    """How often, while there is room at the seed."""
     not_yet_pause_s: float = 0.2
     """Pause before a peer is asked again that did not have a chunk yet and did not say how long."""
     check_every_s: float = 1.0

@@ -2,12 +2,12 @@
 
 Every decision of a transfer is made here or in what this class is made of: `dispatch` (what next:
 largest blobs first, small ones in batches beside them; which source, how long a request, how many
-at once), `swarm` (peers: who gives what, who is left alone) and `audits` (who has lied), over the
-books that `board` keeps. What is left to this module is what becomes of an attempt: stored, failed,
-retried, hedged, given up. It is longer than a sitting, and stays together because each of these
-changes what the others mean. It must not know what a socket, a file or a clock is: time is an
-argument, jitter comes from the attempt's number, and so a run is repeated exactly by repeating its
-events. Production and the simulator run this same class.
+at once), `swarm` (peers: who gives what, who is left alone), `progress` (who is ahead of whom) and
+`audits` (who has lied), over the books that `board` keeps. What is left to this module is what
+becomes of an attempt: stored, failed, retried, hedged, given up. It is longer than a sitting, and
+stays together because each of these changes what the others mean. It must not know what a socket, a
+file or a clock is: time is an argument, jitter comes from the attempt's number, and so a run is
+repeated exactly by repeating its events. Production and the simulator run this same class.
 
 Life of a chunk:
 
@@ -66,6 +66,7 @@ from modelcache.planner.events import (
     peer_source,
 )
 from modelcache.planner.limits import PlannerLimits
+from modelcache.planner.progress import Progress
 from modelcache.planner.state import Attempt, BlobState, PeerState, SourceState
 from modelcache.planner.swarm import Swarm
 
@@ -82,8 +83,9 @@ class Planner:
         """me: this node among its peers; without a name there are none."""
         self._limits = limits
         self._board = Board(limits, me)
-        self._dispatch = Dispatch(self._board)
-        self._swarm = Swarm(self._board)
+        self._progress = Progress(self._board)
+        self._dispatch = Dispatch(self._board, self._progress)
+        self._swarm = Swarm(self._board, self._progress)
         self._audits = Audits(self._board)
         self._blobs = self._board.blobs
         self._attempts = self._board.attempts
@@ -102,6 +104,7 @@ class Planner:
             case BlobsAdded(blobs):
                 if self._board.me != NOBODY and not self._blobs:
                     self._board.begun_s = now_s
+                    self._progress.begin()
                     self._board.gathering_until_s = now_s + self._limits.gathering_s
                     for peer in self._board.peers.values():
                         peer.received_bytes = 0  # how much each gives is a matter of this transfer
@@ -218,7 +221,8 @@ class Planner:
             self._credit(attempt, size, state.grid.chunk_bytes, now_s)
         if state.stored[event.chunk]:
             return
-        state.store(event.chunk)
+        own = attempt is not None and state.vouched(attempt.source, self._board.peers)
+        state.store(event.chunk, own=own)
         if attempt is not None and attempt.source in self._board.peers:
             state.came_from[event.chunk] = attempt.source
         self._land(state, event.chunk, attempt, actions)

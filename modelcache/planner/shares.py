@@ -170,6 +170,13 @@ class Shares:
         holding = self._holdings.get(node)
         return holding is not None and holding.has(chunk)
 
+    def read_by(self, node: NodeId) -> int | None:
+        """Chunks that a node has read or is reading; None if it does not fetch the blob."""
+        holding = self._holdings.get(node)
+        if holding is None or holding.state is not HoldingState.FETCHING:
+            return None
+        return int.from_bytes(holding.chunks, "little").bit_count()
+
     def second(self, chunk: int) -> str:
         """Who would own a chunk if its owner were not there."""
         return self._ring.second(chunk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from math import exp
 from typing import Final
@@ -39,6 +40,7 @@ class BlobState:
         "holders",
         "in_order",
         "order",
+        "own",
         "pending",
         "queued",
         "ranges",
@@ -69,6 +71,9 @@ class BlobState:
         for chunk in done:
             self.stored[chunk] = 1
         self.stored_count = len(done)
+        self.own = bytearray(self.stored)  # those that may be passed on before all is verified
+        for chunk in added.relayed & done:
+            self.own[chunk] = 0
         self.pending = Lots(Intervals.missing(added.grid.count, done))
         self.flying: dict[int, list[AttemptId]] = {}
         self.failures: dict[int, int] = {}
@@ -96,9 +101,16 @@ class BlobState:
         """Every chunk is stored."""
         return self.stored_count == self.grid.count
 
-    def store(self, chunk: int) -> None:
-        """Mark one chunk as stored."""
+    def vouched(self, source: SourceId, peers: Container[SourceId]) -> bool:
+        """Whether what a source gives is the origin's: it is one, or has verified the blob."""
+        if source not in peers:
+            return True
+        return self.shares is not None and self.shares.vouches(source)
+
+    def store(self, chunk: int, *, own: bool) -> None:
+        """Mark one chunk as stored. own: it may be passed on."""
         self.stored[chunk] = 1
+        self.own[chunk] = own
         self.stored_count += 1
         self.pending.discard(chunk)
         self._forget_giver_of(chunk)
@@ -107,7 +119,7 @@ class BlobState:
     def lose(self, chunk: int) -> None:
         """Mark one stored chunk as missing again."""
         if self.stored[chunk]:
-            self.stored[chunk] = 0
+            self.stored[chunk] = self.own[chunk] = 0
             self.stored_count -= 1
         self._forget_giver_of(chunk)
         self.pending.add(chunk, chunk + 1)
@@ -115,6 +127,7 @@ class BlobState:
     def lose_all(self) -> None:
         """Start over."""
         self.stored = bytearray(self.grid.count)
+        self.own = bytearray(self.grid.count)
         self.stored_count = 0
         self.came_from.clear()
         self.compared.clear()

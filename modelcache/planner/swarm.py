@@ -1,4 +1,4 @@
-"""Peers: who has joined, who is left alone for a while, and who has lied.
+"""Peers: who has joined, and who is left alone for a while.
 
 It turns what peers say and do into shares of the work (`Shares`), which is all that dispatch looks
 at. It owns quarantine, and what is taken over from stragglers; who has lied is found by `audits`.
@@ -20,6 +20,7 @@ from modelcache.planner.events import (
     SourceId,
     peer_of,
 )
+from modelcache.planner.progress import Progress
 from modelcache.planner.shares import Shares
 from modelcache.planner.state import BlobState, PeerState
 from modelcache.planner.weighing import Weighing
@@ -31,8 +32,9 @@ TAKE_OVER_LOOK: Final = 256  # chunks looked at for one that would be ours
 class Swarm:
     """See the module."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, progress: Progress) -> None:
         self._board = board
+        self._progress = progress
         self._limits = board.limits
         self._check_s = 0.0
         self._weighing = Weighing(board)
@@ -74,6 +76,7 @@ class Swarm:
             state.pending.share(state.grid.count, state.shares.source)
         state.pending.move(state.shares.told(node, event.holding))
         self._board.settle_all(state)
+        self._progress.heard(state, event.source, now_s)
 
     def _peer(self, source: SourceId, now_s: float) -> PeerState:
         peer = self._board.peers.get(source)
@@ -84,6 +87,7 @@ class Swarm:
     def left(self, source: SourceId) -> None:
         """A peer is not to be asked for anything more."""
         self._board.leaving.pop(source, None)
+        self._progress.left(source)
         for state in self._board.blobs.values():
             self._left_blob(state, source)
 
@@ -198,6 +202,11 @@ class Swarm:
             moved = self._is_straggler(longest_s, now_s) and (
                 self._demote(longest, now_s, actions) or self._take_over(longest)
             )
+            if not moved and (surplus := self._progress.surplus(now_s)):
+                for state, chunk in surplus:
+                    self._make_mine(state, chunk)
+                moved = True
+                self._check_s = now_s + self._limits.take_over_every_s
         if moved:
             actions.append(Announce())
         return moved

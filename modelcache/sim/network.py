@@ -85,6 +85,7 @@ class Flow:
         "rate",
         "since_s",
         "size_bytes",
+        "weight",
     )
 
     def __init__(
@@ -94,8 +95,11 @@ class Flow:
         cap: float,
         arrived: Callable[[Any], None],
         about: object,
+        *,
+        weight: float = 1.0,
     ) -> None:
         self.links = links
+        self.weight = weight  # its part of a link, beside those of others
         self.size_bytes = size_bytes
         self.left = float(size_bytes)  # bytes, at `since_s`
         self.cap = cap
@@ -122,15 +126,19 @@ class Network:
         about: object,
         *,
         cap: float = float("inf"),
+        weight: float = 1.0,
     ) -> Flow:
-        """Let bytes flow; `arrived(about)` is called when the last one is there. cap: bytes/s."""
-        flow = Flow(links, size_bytes, cap, arrived, about)
+        """Let bytes flow; `arrived(about)` is called when the last one is there.
+
+        cap: bytes/s. weight: of links that are full it gets so many times what others get.
+        """
+        flow = Flow(links, size_bytes, cap, arrived, about, weight=weight)
         flow.since_s = self._clock.now_s
         rate = cap
         for link in links:
             link.flows[flow] = None
             link.changes += 1
-            rate = min(rate, link.level)
+            rate = min(rate, link.level * weight)
         self._set_rate(flow, rate)
         self._settle()
         return flow
@@ -215,11 +223,11 @@ class Network:
             link.used = 0.0
             return
         wants = [self._want(flow, link) for flow in flows]
-        level, link.full = _level(wants, link.capacity)
+        level, link.full = _level(wants, [flow.weight for flow in flows], link.capacity)
         link.level = level
         link.queued = True  # not by its own changes
         for flow, want in zip(flows, wants, strict=True):
-            rate = min(want, level)
+            rate = min(want, level * flow.weight)
             before = flow.rate
             if abs(rate - before) > _SAME * before:
                 self._set_rate(flow, rate)
@@ -231,27 +239,28 @@ class Network:
         """What a flow could take if only the other links on its way held it back."""
         want = flow.cap
         for link in flow.links:
-            if link is not here and link.level < want:
-                want = link.level
+            if link is not here and link.level * flow.weight < want:
+                want = link.level * flow.weight
         return want
 
 
-def _level(wants: list[float], capacity: float) -> tuple[float, bool]:
-    """The rate that flows get which want more than a link has, and whether there are any.
+def _level(wants: list[float], weights: list[float], capacity: float) -> tuple[float, bool]:
+    """What flows of weight 1 get which want more than a link has, and whether there are any.
 
     Where there are none: what the greediest would get if it could use all that is left.
     """
-    left, count = capacity, len(wants)
-    level = left / count
-    greedy = wants
+    left, weight = capacity, sum(weights)
+    level = left / weight
+    greedy = list(zip(wants, weights, strict=True))
     for _ in range(_PASSES_MAX):
-        modest = [want for want in greedy if want <= level]
+        modest = [each for each in greedy if each[0] <= level * each[1]]
         if not modest:
             break
-        left -= sum(modest)
-        count -= len(modest)
-        if not count:
-            return left + max(wants), False
-        greedy = [want for want in greedy if want > level]
-        level = left / count
+        if len(modest) == len(greedy):
+            left -= sum(want for want, _ in modest)
+            return left + max(want / part for want, part in zip(wants, weights, strict=True)), False
+        left -= sum(want for want, _ in modest)
+        weight -= sum(part for _, part in modest)
+        greedy = [each for each in greedy if each[0] > level * each[1]]
+        level = left / weight
     return level, True

@@ -6,7 +6,8 @@ chunk after another.
 
 from __future__ import annotations
 
-from math import inf
+import random
+from math import exp, inf
 from typing import TYPE_CHECKING, Final
 
 from modelcache.planner import (
@@ -37,6 +38,9 @@ class Reader:
         self._node = node
         self._site = node.site
         self._open: dict[AttemptId, Attempt] = {}
+        scenario = node.site.scenario
+        self._chance = random.Random(f"{scenario.seed}/{node.name}")
+        self._fortune = exp(self._chance.gauss(0, scenario.uneven_nodes))
 
     # What the planner orders
 
@@ -101,8 +105,20 @@ class Reader:
         cap = inf
         if attempt.server is None:
             cap = self._site.scenario.origin.connection_rate * attempt.fetch.lanes
-        size_bytes = self._size_bytes(attempt)
-        attempt.flow = self._site.network.start(links, size_bytes, self._arrived, attempt, cap=cap)
+        attempt.flow = self._site.network.start(
+            links,
+            self._size_bytes(attempt),
+            self._arrived,
+            attempt,
+            cap=cap,
+            weight=self._weight(attempt),
+        )
+
+    def _weight(self, attempt: Attempt) -> float:
+        """How this connection fares beside others; see `Scenario.uneven`."""
+        scenario = self._site.scenario
+        weight = self._fortune if attempt.server is None else 1.0
+        return weight * exp(self._chance.gauss(0, scenario.uneven)) if scenario.uneven else weight
 
     def _arrived(self, attempt: Attempt) -> None:
         """The last byte of a chunk, or of a batch, is here."""

@@ -85,6 +85,11 @@ class Scenario:
     """Nodes that have the model before anybody starts."""
     start_spread_s: float = 0.5
     """Nodes start at moments drawn from so long."""
+    uneven: float = 0.0
+    """How unlike connections fare that share a link: standard deviation of the logarithm of what
+    each of them gets for one chunk. With 0 all get the same."""
+    uneven_nodes: float = 0.0
+    """The same for what all connections of one node get of the origin, for the whole run."""
     refresh_s: float = 2.0
     """Nodes tell each other again what they have; 0 for only at the start and the end."""
     wait_s: float = 10.0

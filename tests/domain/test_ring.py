@@ -24,13 +24,25 @@ def test_an_empty_ring_has_no_owners() -> None:
     assert Ring(BLOB, 1).owner(0) == NOBODY
 
 
-def test_nobody_owns_more_than_an_even_share() -> None:
+def test_nobody_owns_two_chunks_more_than_another() -> None:
     for count in (7, 8, 100, 803):
         ring = Ring(BLOB, count)
         for node in NODES[:8]:
             ring.add(node)
         shares = Counter(owners(ring, count))
         assert max(shares.values()) == -(-count // 8)
+        assert min(shares.values()) == count // 8 or len(shares) == count
+
+
+def test_who_owns_one_chunk_more_differs_from_blob_to_blob() -> None:
+    more: Counter[str] = Counter()
+    for number in range(200):
+        ring = Ring(BlobId(f"sha256-{number:064x}"), 9)
+        for node in NODES[:8]:
+            ring.add(node)
+        more.update(node for node, count in Counter(owners(ring, 9)).items() if count == 2)
+    assert sum(more.values()) == 200
+    assert max(more.values()) < 50
 
 
 def test_a_node_more_takes_its_share_and_moves_little_else() -> None:

@@ -164,3 +164,15 @@ def test_things_due_at_one_moment_happen_in_the_order_of_asking():
     run(clock)
     assert seen == ["at once", "before", "first", "second"]
     assert clock.now_s == 1.0
+
+
+def test_flows_get_of_a_full_link_what_they_weigh():
+    network = Network(Clock())
+    link = Link("link", 100 * MB)
+    heavy, light, capped = (
+        network.start((link,), FOREVER_BYTES, ignore, None, weight=weight, cap=cap)
+        for weight, cap in ((6.0, inf), (2.0, inf), (8.0, 20 * MB))
+    )
+    assert capped.rate == pytest.approx(20 * MB)
+    assert heavy.rate == pytest.approx(60 * MB)
+    assert light.rate == pytest.approx(20 * MB)

@@ -182,3 +182,11 @@ def test_uplinks_bound_where_they_are_narrow():
     shape = NodeShape(up=0.1, down=10.0)
     scenario = Scenario(10, model=model, origin=OriginShape(rate=4.0), node=shape)
     assert bound_s(scenario) == pytest.approx(10 * 100 / (4.0 + 1.0))
+
+
+def test_a_swarm_on_uneven_links_reads_once_and_sends_evenly():
+    for seed in range(3):
+        outcome = whole(small(8, seed=seed, uneven=0.7, uneven_nodes=0.5))
+        assert outcome.origin_bytes < 1.05 * MODEL.size_bytes
+        assert max(node.sent for node in outcome.nodes) < 1.3 * MODEL.size_bytes
+        assert outcome.last_s < 1.5 * bound_s(small(8))
