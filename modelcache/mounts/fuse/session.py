@@ -1,7 +1,8 @@
 """Serving one mount: the kernel's requests in, answers out.
 
 A few threads take requests. What can be answered is answered at once; a read of bytes that are not
-here is parked, and one more thread looks after those. Of what a file holds it knows nothing but
+here is parked, and one more thread looks after those. Another one tells the kernel what it should
+forget. Of what a file holds it knows nothing but
 what its `Contents` says. Whatever goes wrong in answering is EIO to who asked: an answer that never
 came would hang the reader for good.
 
@@ -17,6 +18,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from queue import SimpleQueue
 from time import monotonic, monotonic_ns
 from typing import Any, Final, Protocol
 
@@ -155,12 +157,14 @@ class Session:
         self._attendant = threading.Thread(
             target=self._attend, name="modelcache-fuse-parked", daemon=True
         )
+        self._completed: SimpleQueue[Node | None] = SimpleQueue()  # at most once for each file
+        self._teller = threading.Thread(target=self._tell, name="modelcache-fuse-tell", daemon=True)
 
     # Life
 
     def start(self) -> None:
         """Serve until the mount is gone. What the process before left unanswered comes again."""
-        for thread in (*self._threads, self._attendant):
+        for thread in (*self._threads, self._attendant, self._teller):
             thread.start()
         if self._taken_over:
             self._channel.tell(protocol.NOTIFY_RESEND)
@@ -228,6 +232,7 @@ class Session:
                 first = not self._ended.is_set()
                 self._ended.set()
             self._wake.set()
+            self._completed.put(None)
             if first:
                 self._on_end()
 
@@ -496,6 +501,15 @@ class Session:
             with self._lock:
                 node.begin_epoch()
                 self._write_down()
+            self._completed.put(node)
+
+    def _tell(self) -> None:
+        """Tell the kernel of complete files, in a thread that answers nobody.
+
+        To forget a name may be to forget the last of a file, and then the kernel waits for the
+        pages of it that are still being read: a thread that waits with it must not owe one.
+        """
+        while (node := self._completed.get()) is not None:
             self._tell_epoch(node)
 
     def _tell_epoch(self, node: Node) -> None:
