@@ -36,6 +36,11 @@ WAIT_S: Final = 900.0
 # Of what a link carries, Ethernet, IP and TCP take their part of each packet of 1,514 bytes.
 PAYLOAD: Final = 1448 / 1514
 SHARDS: Final = 4
+# How unevenly connections share a link: with these the simulator gave for nodes that did not even
+# it out what hosts had given, 1.31 to 1.35 of size/link in the cold start.
+UNEVEN: Final = 0.7
+UNEVEN_NODES: Final = 0.5
+SEEDS: Final = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +193,7 @@ def _ready(asked: Sequence[Future[WantedStatus]]) -> None:
 
 
 def _simulated() -> Iterator[dict[str, Any]]:
+    """The same over links that are shared unevenly, as TCP does; see the constants."""
     rate = MBIT_S * 1e6 / 8 * PAYLOAD
     model = ModelShape(blobs=SHARDS, blob_bytes=SIZE_BYTES // SHARDS, chunk_bytes=CHUNK_BYTES)
     for case, nodes, holders in (
@@ -195,26 +201,29 @@ def _simulated() -> Iterator[dict[str, Any]]:
         ("1 holder, 4 new", 5, 1),
         ("4 holders, 4 new", 8, 4),
     ):
-        outcome = simulate(
-            Scenario(
-                nodes=nodes,
-                seed=1,
-                model=model,
-                origin=OriginShape(rate=rate, connection_rate=rate, first_byte_s=0.001),
-                node=NodeShape(up=rate, down=rate),
-                holders=holders,
+        for seed in range(SEEDS):
+            outcome = simulate(
+                Scenario(
+                    nodes=nodes,
+                    seed=seed,
+                    model=model,
+                    origin=OriginShape(rate=rate, connection_rate=rate, first_byte_s=0.001),
+                    node=NodeShape(up=rate, down=rate),
+                    holders=holders,
+                    uneven=UNEVEN,
+                    uneven_nodes=UNEVEN_NODES,
+                )
             )
-        )
-        size = model.size_bytes
-        yield {
-            "round": 0,
-            "case": case,
-            "how": "simulated",
-            "wall_s": outcome.last_s,
-            "bound_s": size * 8 / (MBIT_S * 1e6),
-            "origin": sum(node.from_origin for node in outcome.nodes) / size,
-            "most_sent": max(node.sent for node in outcome.nodes) / size,
-        }
+            size = model.size_bytes
+            yield {
+                "round": seed,
+                "case": case,
+                "how": "simulated",
+                "wall_s": outcome.last_s,
+                "bound_s": size * 8 / (MBIT_S * 1e6),
+                "origin": sum(node.from_origin for node in outcome.nodes) / size,
+                "most_sent": max(node.sent for node in outcome.nodes) / size,
+            }
 
 
 # For RESULTS.md

@@ -2,7 +2,8 @@
 
 A flow runs over one or more links (its sender's uplink, its receiver's downlink, perhaps a link
 between two zones) at one rate until that changes. Rates are meant to be max-min fair, which is what
-many TCP connections come close to; start-up and losses are not modelled.
+many TCP connections come close to over minutes; flows of other weights than 1 stand for what they
+do within seconds. Start-up and losses are not modelled.
 
 Exact max-min fairness needs a look at every flow after every change. Here each link keeps a
 `level`, the rate that one flow could have if nothing else held it back, and a flow gets the lowest
