@@ -84,9 +84,8 @@ class Ring:
         owners = list(self._best)
         room = self._parts()
         loads: dict[str, list[int]] = {node: [] for node in room}
-        for chunk, node in enumerate(owners):
-            if room:
-                loads[node].append(chunk)
+        for chunk, node in enumerate(owners if room else ()):
+            loads[node].append(chunk)
         surplus: list[int] = []
         for node, owned in loads.items():
             if len(owned) > room[node]:

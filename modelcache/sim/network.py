@@ -257,10 +257,9 @@ def _level(wants: list[float], weights: list[float], capacity: float) -> tuple[f
         modest = [each for each in greedy if each[0] <= level * each[1]]
         if not modest:
             break
-        if len(modest) == len(greedy):
-            left -= sum(want for want, _ in modest)
-            return left + max(want / part for want, part in zip(wants, weights, strict=True)), False
         left -= sum(want for want, _ in modest)
+        if len(modest) == len(greedy):
+            return left + max(want / part for want, part in zip(wants, weights, strict=True)), False
         weight -= sum(part for _, part in modest)
         greedy = [each for each in greedy if each[0] > level * each[1]]
         level = left / weight
