@@ -9,13 +9,17 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Final
 
 from modelcache.errors import UsageError
 
 SLOPE_SAMPLES_MIN: Final = 3
 SLOPE_SAMPLES_MAX: Final = 30
+GAP_SPANS: Final = 3
+"""Times the usual span between two samples: a longer one is a gap, in which nobody read."""
+GAP_MIN_S: Final = 30.0
+"""What is shorter is none: twice as far as samples of an hour lie apart where 240 are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +43,23 @@ def rate_between(before: float, after: float, elapsed_s: float) -> float | None:
 
 
 def growths(samples: Sequence[Sample], horizon_s: float) -> list[float]:
-    """By how much the rate differed a horizon later, for each sample that has a later one."""
+    """By how much the rate differed a horizon later, for each sample that has a later one.
+
+    One whose horizon ends in a gap has none: the next sample is from much later, and what the rate
+    grew by until then it did not grow by within a horizon.
+    """
+    if not samples:
+        return []
     times = [each.at_s for each in samples]
+    late_s = _gap_s(times)
     found = []
     for each in samples:
-        later = bisect_left(times, each.at_s + horizon_s)
+        then_s = each.at_s + horizon_s
+        later = bisect_left(times, then_s)
         if later == len(samples):
             break
-        found.append(samples[later].rate - each.rate)
+        if times[later] - then_s <= late_s:
+            found.append(samples[later].rate - each.rate)
     return found
 
 
@@ -71,6 +84,12 @@ def slope(samples: Sequence[Sample], window_s: float) -> float:
         if later.at_s > before.at_s
     ]
     return quantile(slopes, 1 / 3) if len(thinned) >= SLOPE_SAMPLES_MIN and slopes else 0.0
+
+
+def _gap_s(times: Sequence[float]) -> float:
+    """How far samples may be apart without a gap between them. times: one at least."""
+    spans = [after - before for before, after in pairwise(times)]
+    return max(GAP_MIN_S, GAP_SPANS * quantile(spans, 0.5)) if spans else GAP_MIN_S
 
 
 def quantile(values: Sequence[float], level: float) -> float:

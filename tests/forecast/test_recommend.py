@@ -151,3 +151,32 @@ def test_scale_up_within_warm_places_reads_nothing():
     assert scale_up_cost(3, 3, 140, warm_s=5, cold_s=90) == ScaleUp(0, 5)
     assert scale_up_cost(4, 3, 140, warm_s=5, cold_s=90) == ScaleUp(140, 90)
     assert scale_up_cost(0, 3, 140, warm_s=5, cold_s=90) == ScaleUp(0, 0.0)
+
+
+def test_a_gap_is_no_ramp():
+    """Nobody read for an hour, in which demand went from 2 to 24: who knows within how long."""
+    before = [Sample(i * 10.0, 2.0) for i in range(60)]
+    after = [Sample(4200 + i * 10.0, 24.0) for i in range(60)]
+    assert set(growths([*before, *after], 60)) == {0}
+    # Were the jump a growth within a minute, 23: it is more than one of a hundred of those seen.
+    found = recommended_replicas(
+        [*before, *after], horizon_s=60, costs=Costs(late=99, idle=1), per_replica=2
+    )
+    assert found == 12
+
+
+def test_growth_on_both_sides_of_a_gap_counts():
+    ramp = [Sample(float(i), 0.5 * i) for i in range(100)]
+    late = [Sample(5000.0 + i, 100 + 0.5 * i) for i in range(100)]
+    found = growths([*ramp, *late], 10)
+    assert found == [5.0] * 180
+    # What is as long as the horizon was seen at both ends, whatever lies between them.
+    across = growths([Sample(0, 1.0), Sample(1, 1.0), Sample(61, 4.0), Sample(62, 4.0)], 60)
+    assert across == [3.0, 3.0]
+
+
+def test_samples_that_are_far_apart_as_a_rule_have_no_gaps():
+    samples = [Sample(i * 300.0, float(i)) for i in range(20)]
+    assert growths(samples, 60) == [1.0] * 19
+    assert growths([], 60) == []
+    assert growths([Sample(0, 1.0)], 60) == []
