@@ -6,11 +6,12 @@ at. It owns quarantine, and what is taken over from stragglers; who has lied is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from modelcache.domain.holdings import HoldingState
 from modelcache.domain.manifests import BlobId
-from modelcache.planner.board import Board
+from modelcache.planner.board import Board, Rank
 from modelcache.planner.events import (
     Action,
     Announce,
@@ -20,6 +21,7 @@ from modelcache.planner.events import (
     SourceId,
     peer_of,
 )
+from modelcache.planner.lots import ORIGIN
 from modelcache.planner.progress import Progress
 from modelcache.planner.shares import Shares
 from modelcache.planner.state import BlobState, PeerState
@@ -191,12 +193,12 @@ class Swarm:
         board = self._board
         if not board.sources:
             return False
-        owed = sum(self._pending_bytes(source) for source in board.shares)
+        owed = sum(self._pending_bytes(*share) for share in board.shares.items())
         board.stealing = self._weighing.origins(now_s, owed)
-        if board.large:
-            return False
         if board.stealing:
             moved = self._take_last(now_s)
+        elif board.large:
+            return False
         else:
             longest_s, longest = self._longest(now_s)
             moved = self._is_straggler(longest_s, now_s) and (
@@ -289,7 +291,7 @@ class Swarm:
         moved = False
         sources = board.sources.values()
         rate = max((source.rate * source.concurrency.limit for source in sources), default=0.0)
-        budget = rate * 2 * self._limits.check_every_s
+        budget = rate * 2 * self._limits.check_every_s - self._pending_bytes(ORIGIN, board.large)
         while budget > 0 and board.shares:
             _, longest = self._longest(now_s)
             state = board.blobs[board.shares[longest][-1][2]]
@@ -339,14 +341,13 @@ class Swarm:
         board = self._board
         queue = board.shares[source]
         flying = board.peers[source].in_flight * board.blobs[queue[0][2]].grid.chunk_bytes
-        return flying + self._pending_bytes(source)
+        return flying + self._pending_bytes(source, queue)
 
-    def _pending_bytes(self, source: SourceId) -> int:
-        """Bytes that wait for a peer."""
-        board = self._board
+    def _pending_bytes(self, lot: SourceId, queue: Sequence[Rank]) -> int:
+        """Bytes that wait in a lot of the blobs of a queue."""
+        blobs = self._board.blobs
         return sum(
-            board.blobs[blob].pending.count(source) * board.blobs[blob].grid.chunk_bytes
-            for _, _, blob in board.shares[source]
+            blobs[blob].pending.count(lot) * blobs[blob].grid.chunk_bytes for _, _, blob in queue
         )
 
     def _given(self) -> int:

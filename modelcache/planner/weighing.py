@@ -12,11 +12,13 @@ from __future__ import annotations
 from typing import Final
 
 from modelcache.planner.board import Board
+from modelcache.planner.lots import ORIGIN
 
 PATIENCE: Final = 3  # checks in a row: rates are known by then
 TRIAL_S: Final = 8.0  # a rate that is averaged over 5 s has become that of the trial
 TRIAL_WAIT_S: Final = 20.0  # before the next one
 TRIAL_WAIT_GROWS: Final = 4  # times, with each: what was found out once seldom changes
+MUCH_QUICKER: Final = 6.0  # times what peers bring
 UNKNOWN_WAITS: Final = 3  # of `steal_after_s`: then what has not come says enough
 
 
@@ -40,13 +42,12 @@ class Weighing:
         board, limits = self._board, self._limits
         if not board.stealing:
             self._peers_rate = self._rate_of_peers(now_s)
-        settled = self._settled(now_s)
-        # While our own share is being read, origins have no room for more.
-        room = board.stealing or not board.large
+        much = self._may_bring(now_s) > MUCH_QUICKER * self._peers_rate
+        least_s = limits.check_every_s if board.stealing else limits.steal_s
         quicker = (
-            settled
-            and room
-            and owed > limits.steal_s * self._peers_rate
+            self._settled(now_s, much=much)
+            and (much or self._room())
+            and owed > least_s * self._peers_rate
             and self._promise(now_s) > limits.steal_factor * self._peers_rate
         )
         self._in_row = self._in_row + 1 if quicker else 0
@@ -58,11 +59,25 @@ class Weighing:
             self._wait_s *= TRIAL_WAIT_GROWS
         return steal
 
-    def _settled(self, now_s: float) -> bool:
-        """Whether enough has come from peers to say what they bring: as much as is on its way."""
+    def _room(self) -> bool:
+        """Whether origins have room for more: not before the end of our own share."""
+        board, limits = self._board, self._limits
+        if board.stealing:
+            return True
+        left = sum(board.blobs[blob].pending.count(ORIGIN) for _, _, blob in board.large)
+        return left < limits.seed_left_share * limits.seed_connections_min
+
+    def _settled(self, now_s: float, *, much: bool) -> bool:
+        """Whether enough has come from peers to say what they bring: as much as is on its way.
+
+        much: origins may bring many times as much. Then half of the time says enough.
+        """
         board = self._board
+        if board.stealing:
+            return True
         so_far_s = now_s - board.begun_s
-        if so_far_s <= self._limits.steal_after_s:
+        after_s = self._limits.steal_after_s
+        if so_far_s <= (after_s / 2 if much else after_s):
             return False
         chunk_bytes = max((state.grid.chunk_bytes for state in board.blobs.values()), default=0)
         given = sum(peer.received_bytes for peer in board.peers.values())
@@ -80,25 +95,27 @@ class Weighing:
         rate = sum(peer.rate_at(now_s, self._limits.rate_memory_s) for peer in peers)
         # Where chunks take longer than a rate is remembered, none may have come meanwhile.
         given = sum(peer.received_bytes for peer in peers)
-        return max(rate, given / max(now_s - board.begun_s, 1.0) / 2, 1.0)
+        return max(rate, given / max(now_s - board.begun_s, 1.0), 1.0)
 
     def _promise(self, now_s: float) -> float:
         """Bytes a second that origins bring, or may bring if that is not known."""
         board = self._board
         if not board.stealing:
-            untried = self._may_bring() if now_s >= self._next_trial_s else 0.0
             best = max((source.best_rate for source in board.sources.values()), default=0.0)
-            return max(best, untried)
+            return max(best, self._may_bring(now_s))
         if now_s < self._trial_until_s:
             return float("inf")
         memory_s = self._limits.rate_memory_s
         return sum(source.rate_at(now_s, memory_s) for source in board.sources.values())
 
-    def _may_bring(self) -> float:
+    def _may_bring(self, now_s: float) -> float:
         """If every connection there may be were as quick as those there are.
 
-        0 where those are slow: they share a link, with others that are not done with their part.
+        0 where those are slow: they share a link, with others that are not done with their part;
+        and 0 where that was tried, until it is time to try again.
         """
+        if now_s < self._next_trial_s:
+            return 0.0
         quick = [
             source.rate
             for source in self._board.sources.values()
