@@ -85,10 +85,6 @@ class PlannerLimits:
     """A node is ahead of another with so many chunks more, and this part of its share: then it
     reads on one connection, and with three times as many on none; one that is behind, on twice
     and four times as many."""
-    take_over_keep: int = 5
-    """The next chunks that a node reads are not taken over from it: it may be reading as many since
-    it last said what it reads. With 2 each of four cells of 64 read an eighth of the model twice,
-    with 5 a twenty-third."""
     take_over_share: float = 1 / 8
     """Of a node's share, what it reads for others beyond it, if these are no stragglers: what it
     reads it also sends to all of them."""

@@ -14,9 +14,11 @@ from whom; whose a chunk is, is decided by `Shares`.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Final
 
 from modelcache.domain.manifests import BlobId
@@ -26,11 +28,50 @@ from modelcache.planner.state import BlobState
 
 FRESH_S: Final = 0.25  # a comparison is not repeated sooner
 MOVED_S: Final = 5.0  # two announcements: nodes that read nothing for so long are not waited for
+PACED_S: Final = 2.0  # an announcement: what is said in less says little of a peer's pace
 LOOKED_PER_PEER: Final = 32  # chunks looked at for some that a peer has not read
 UNREAD_MOST: Final = 16  # of one peer's; who has more is not told apart
 RANKED_MOST: Final = 64  # chunks looked at for one that would be ours
 
-_Chunk = tuple[BlobState, int]
+Unread = tuple[BlobState, int]
+
+
+def unread(board: Board, source: SourceId, look: int) -> Iterator[Unread]:
+    """Chunks that wait for a peer and that it has not read, the last first.
+
+    look: how many of those that wait are looked at.
+    """
+    node = peer_of(source)
+    assert node is not None, "a peer"  # noqa: S101
+    for _, _, blob in reversed(board.shares[source]):
+        state = board.blobs[blob]
+        shares = state.shares
+        if shares is None or shares.complete:
+            continue
+        waiting = state.pending.last_ones(source, look)
+        look -= len(waiting)
+        yield from ((state, chunk) for chunk in waiting if not shares.node_has(node, chunk))
+        if look <= 0:
+            return
+
+
+@dataclass(slots=True)
+class _Pace:
+    """How quickly a peer begins chunks, from what it has said."""
+
+    since_s: float
+    said_s: float
+    chunks: int = 0
+
+    def said(self, more: int, now_s: float) -> None:
+        """It has begun so many more."""
+        self.chunks += more
+        self.said_s = now_s
+
+    def unsaid(self, now_s: float) -> int:
+        """How many it may have begun since."""
+        known_s = max(self.said_s - self.since_s, PACED_S)
+        return math.ceil(self.chunks / known_s * (now_s - self.said_s))
 
 
 class Progress:
@@ -43,6 +84,7 @@ class Progress:
         self._news: dict[SourceId, None] = {}  # peers that have said more since the comparison
         self._leads: dict[SourceId, int] = {}  # chunks more that were read here, when they said so
         self._moved_s: dict[SourceId, float] = {}  # when a peer had read more than before
+        self._paces: dict[SourceId, _Pace] = {}
         self._compared_s = float("-inf")
         self._ahead = 0  # of the median peer, in chunks
         self._moving = False  # most peers do read
@@ -53,6 +95,7 @@ class Progress:
     def begin(self) -> None:
         """Another transfer begins: what is ours to read is counted anew."""
         self._share = self._taken = 0
+        self._paces.clear()
         self._begun = False
 
     def heard(self, state: BlobState, source: SourceId, now_s: float) -> None:
@@ -65,12 +108,14 @@ class Progress:
         else:
             if read > reads.get(state.blob, read):
                 self._moved_s[source] = now_s
+            pace = self._paces.setdefault(source, _Pace(now_s, now_s))
+            pace.said(read - reads.get(state.blob, 0), now_s)
             reads[state.blob] = read
         self._news[source] = None
 
     def left(self, source: SourceId) -> None:
         """A peer is not to be compared with any more."""
-        for known in (self._reads, self._news, self._leads, self._moved_s):
+        for known in (self._reads, self._news, self._leads, self._moved_s, self._paces):
             known.pop(source, None)
 
     def connections(self, least: int, now_s: float) -> int:
@@ -97,13 +142,13 @@ class Progress:
         sources = (board.attempts[attempts[0]].source for attempts in state.flying.values())
         return sum(state.vouched(source, board.peers) for source in sources)
 
-    def surplus(self, now_s: float) -> list[_Chunk]:
+    def surplus(self, now_s: float) -> list[Unread]:
         """Chunks that others have not come to yet, to be read here next.
 
         As many as there is room for at a seed, and in all not more than `take_over_share` of what
         is ours: whoever reads a chunk sends it to all others. First those which would be ours
-        without their owner, for no two nodes take the same of these. Of what a node has left the
-        first few stay its own: it may be reading them already.
+        without their owner, for no two nodes take the same of these. What a node may have begun
+        since it last said what it reads stays its own.
         """
         limits, board = self._limits, self._board
         self._compare(now_s)
@@ -113,44 +158,35 @@ class Progress:
         )
         if room <= 0:
             return []
-        unread = [(source, left) for source in board.shares if (left := self._unread(source))]
-        unread.sort(key=lambda each: (-len(each[1]), each[0]))
-        chosen = list(islice(self._ours(unread), room)) or list(islice(self._any(unread), room))
+        left = {source: self._left(source, now_s) for source in board.shares}
+        most_left = sorted(left.items(), key=lambda each: (-len(each[1]), each[0]))
+        ours = list(islice(self._ours(most_left), room))
+        chosen = ours or list(islice(self._any(most_left), room))
         self._taken += len(chosen)
         return chosen
 
-    def _ours(self, unread: list[tuple[SourceId, list[_Chunk]]]) -> Iterator[_Chunk]:
-        keep = self._limits.take_over_keep
-        chunks = (each for _, left in unread for each in left[: max(0, len(left) - keep)])
-        for state, chunk in islice(chunks, RANKED_MOST):
+    def _left(self, source: SourceId, now_s: float) -> list[Unread]:
+        """What a peer will not have come to yet, the last first, up to a number."""
+        found = list(unread(self._board, source, LOOKED_PER_PEER))
+        pace = self._paces.get(source)
+        unsaid = pace.unsaid(now_s) if pace is not None else 0
+        return found[: max(0, len(found) - unsaid)][:UNREAD_MOST]
+
+    def _ours(self, left: list[tuple[SourceId, list[Unread]]]) -> Iterator[Unread]:
+        for state, chunk in islice(chain.from_iterable(each for _, each in left), RANKED_MOST):
             if state.shares is not None and state.shares.second(chunk) == self._board.me:
                 yield state, chunk
 
-    def _any(self, unread: list[tuple[SourceId, list[_Chunk]]]) -> Iterator[_Chunk]:
-        """One of each node that has much left, seldom the one that another node would choose."""
-        for source, left in unread:
-            most = len(left) - 2 * self._limits.take_over_keep
-            if most > 0:
-                yield left[zlib.crc32(f"{self._board.me} {source}".encode()) % most]
+    def _any(self, left: list[tuple[SourceId, list[Unread]]]) -> Iterator[Unread]:
+        """One of each node, seldom the one that another node would choose.
 
-    def _unread(self, source: SourceId) -> list[_Chunk]:
-        """Chunks that wait for a peer and that it has not read, the last first, up to a number."""
-        board = self._board
-        node = peer_of(source)
-        found: list[_Chunk] = []
-        looked = 0
-        for _, _, blob in reversed(board.shares[source]):
-            state = board.blobs[blob]
-            shares = state.shares
-            if shares is None or node is None or shares.complete:
-                continue
-            for chunk in state.pending.last_ones(source, LOOKED_PER_PEER - looked):
-                looked += 1
-                if not shares.node_has(node, chunk):
-                    found.append((state, chunk))
-            if looked >= LOOKED_PER_PEER or len(found) >= UNREAD_MOST:
-                break
-        return found[:UNREAD_MOST]
+        Not where so little is left that others would.
+        """
+        if sum(len(each) for _, each in left) < len(self._reads):
+            return
+        for source, each in left:
+            if each:
+                yield each[zlib.crc32(f"{self._board.me} {source}".encode()) % len(each)]
 
     def _compare(self, now_s: float) -> None:
         if now_s - self._compared_s < FRESH_S:
@@ -171,5 +207,6 @@ class Progress:
         self._news.clear()
         leads = sorted(self._leads.values())
         self._ahead = leads[len(leads) // 2] if leads else 0
-        moving = sum(now_s - self._moved_s.get(source, 0.0) <= MOVED_S for source in self._leads)
+        since_s = now_s - MOVED_S
+        moving = sum(self._moved_s.get(source, since_s - 1) >= since_s for source in self._leads)
         self._moving = 2 * moving > len(leads)

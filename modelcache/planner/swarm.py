@@ -22,7 +22,7 @@ from modelcache.planner.events import (
     peer_of,
 )
 from modelcache.planner.lots import ORIGIN
-from modelcache.planner.progress import Progress
+from modelcache.planner.progress import Progress, unread
 from modelcache.planner.shares import Shares
 from modelcache.planner.state import BlobState, PeerState
 from modelcache.planner.weighing import Weighing
@@ -265,21 +265,10 @@ class Swarm:
         No two nodes take over the same chunk that way. The owner hears of it at once, and asks here
         for the chunk when it comes to it.
         """
-        board = self._board
-        node = peer_of(source)
-        looked = 0
-        for _, _, blob in reversed(board.shares[source]):
-            state = board.blobs[blob]
-            shares = state.shares
-            if shares is None or node is None or shares.complete:
-                continue
-            for chunk in state.pending.last_ones(source, TAKE_OVER_LOOK):
-                looked += 1
-                if not shares.node_has(node, chunk) and shares.second(chunk) == board.me:
-                    self._make_mine(state, chunk)
-                    return True
-            if looked >= TAKE_OVER_LOOK:
-                break
+        for state, chunk in unread(self._board, source, TAKE_OVER_LOOK):
+            if state.shares is not None and state.shares.second(chunk) == self._board.me:
+                self._make_mine(state, chunk)
+                return True
         return False
 
     def _take_last(self, now_s: float) -> bool:

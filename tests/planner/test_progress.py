@@ -31,11 +31,11 @@ def read(desk: Desk, count: int) -> None:
         desk.deliver(from_origin(desk)[0])
 
 
-def tell_all(desk: Desk, count: int) -> None:
-    """Every peer has read so many chunks of its share."""
+def tell_all(desk: Desk, count: int, *, leaving: int = 0) -> None:
+    """Every peer has read so many chunks of its share, but not the last ones."""
     shares = owned(desk, ME, ANN, BOB, CY)
     for node in (ANN, BOB, CY):
-        desk.tell(desk.fetching(node, *shares[node][:count]))
+        desk.tell(desk.fetching(node, *shares[node][: min(count, len(shares[node]) - leaving)]))
 
 
 def desk_with_twelve_read() -> Desk:
@@ -105,15 +105,20 @@ def is_one(action: Action, chunks: list[int]) -> bool:
     return isinstance(action, Fetch) and action.runs[0].first in chunks
 
 
-def test_who_is_done_reads_an_eighth_more_and_says_so_and_leaves_the_next_ones() -> None:
+def desk_with_all_of_its_share_read(*, leaving: int) -> Desk:
+    """Peers have read as much, but for their last ones; all at one chunk in `CHUNK_S`."""
     desk = desk_with_twelve_read()
-    shares = owned(desk, ME, ANN, BOB, CY)
-    for count in range(12, len(shares[ME])):
+    for count in range(12, len(owned(desk, ME, ANN, BOB, CY)[ME])):
         read(desk, 1)
-        tell_all(desk, min(count, 20))
+        tell_all(desk, count, leaving=leaving)
         for fetch in [fetch for fetch in desk.open.values() if fetch.source != ORIGIN][:2]:
             desk.deliver(fetch)  # so nobody is a straggler
-    mine = set(shares[ME])
+    return desk
+
+
+def test_who_is_done_reads_an_eighth_more_and_says_so() -> None:
+    desk = desk_with_all_of_its_share_read(leaving=20)
+    mine = set(owned(desk, ME, ANN, BOB, CY)[ME])
     for _ in range(8):
         desk.now_s += 1
         desk.tell(TimerDue())
@@ -125,5 +130,16 @@ def test_who_is_done_reads_an_eighth_more_and_says_so_and_leaves_the_next_ones()
     assert any(isinstance(action, Announce) for action in desk.actions[first:])
     assert taken
     assert len(taken) <= len(mine) * LIMITS.take_over_share
-    for node in (ANN, BOB, CY):
-        assert not set(shares[node][: 20 + LIMITS.take_over_keep]).intersection(taken)
+
+
+@pytest.mark.parametrize(("quiet_s", "takes"), [(CHUNK_S, True), (7 * CHUNK_S, False)])
+def test_what_peers_may_have_begun_since_they_last_spoke_is_left_to_them(
+    quiet_s: float, takes: bool
+) -> None:
+    desk = desk_with_all_of_its_share_read(leaving=5)
+    while from_origin(desk):
+        desk.deliver(from_origin(desk)[0])
+    tell_all(desk, 200, leaving=5)
+    desk.now_s += quiet_s
+    desk.tell(TimerDue())
+    assert bool(from_origin(desk)) is takes
