@@ -67,6 +67,23 @@ def test_a_model_counts_for_itself_once_it_has_started_often_enough():
     assert score.factors("unseen", Tier.WARM, ALONE) == UNKNOWN_SPREAD
 
 
+@pytest.mark.parametrize(
+    ("longer", "shorter", "middle"), [(11, 11, 1.0), (15, 7, 1.0), (18, 4, 1.5), (4, 18, 0.8)]
+)
+def test_the_middle_moves_only_where_starts_say_clearly_that_it_is_wrong(
+    longer: int, shorter: int, middle: float
+):
+    score = score_of(*[start(1.5)] * longer, *[start(0.8)] * shorter)
+    factors = score.factors("m", Tier.COLD, ALONE)
+    assert factors[P50] == middle
+    assert factors[P90] >= middle
+
+
+def test_what_was_wrong_long_ago_moves_nothing():
+    score = score_of(*[start(2.0)] * 60, *[start(0.9), start(1.1)] * 16)
+    assert score.factors("m", Tier.COLD, ALONE)[P50] == 1.0
+
+
 def test_starts_from_another_regime_count_only_where_there_are_none_alike():
     score = score_of(*[start(1.0, regime=HELD)] * 60, *[start(2.0)] * GROUP_MIN)
     assert score.factors("m", Tier.COLD, HELD)[P50] == 1.0
