@@ -29,6 +29,7 @@ LISTEN: Final = "[::]:9444"
 PLAIN: Final = "[::]:9872"
 LINGER_S: Final = 5.0
 KEDA_FILES: Final = ("--keda-cert-file", "--keda-key-file")
+CHECKPOINTS: Final = "--checkpoint-every"
 KEDA_AUTHORITY: Final = "--keda-client-ca-file"
 
 
@@ -49,6 +50,7 @@ class _Flags:
     prometheus: str
     token_file: Path | None
     linger_s: float
+    checkpoint_s: float
 
 
 @app.command()
@@ -118,6 +120,12 @@ def scaler(  # noqa: PLR0917 - one parameter for each option
     linger: Annotated[
         str, typer.Option("--linger", metavar="5s", help="Answer so long after SIGTERM.")
     ] = f"{LINGER_S:.0f}s",
+    checkpoint_every: Annotated[
+        str,
+        typer.Option(
+            CHECKPOINTS, metavar="5m", help="Write down what was seen so often; 5s to 1h."
+        ),
+    ] = "5m",
     log_format: LogFormat = None,
     log_level: LogLevel = None,
 ) -> None:
@@ -148,6 +156,7 @@ def scaler(  # noqa: PLR0917 - one parameter for each option
             prometheus=_url(prometheus),
             token_file=prometheus_token_file,
             linger_s=parse_duration(linger),
+            checkpoint_s=_interval(parse_duration(checkpoint_every)),
         )
         if flags.token_file is not None and not flags.prometheus:
             raise UsageError("--prometheus-token-file is for --prometheus")
@@ -182,6 +191,15 @@ def _keda_files(
     return None if files is None else (*files, authority)
 
 
+def _interval(every_s: float) -> float:
+    from modelcache.faces.scaler.recording import EVERY_BOUNDS_S  # noqa: PLC0415 - see the package
+
+    least_s, most_s = EVERY_BOUNDS_S
+    if not least_s <= every_s <= most_s:
+        raise UsageError(f"{CHECKPOINTS} takes {least_s:.0f}s to {most_s / 3600:.0f}h")
+    return every_s
+
+
 def _named(name: str) -> str:
     from modelcache.domain.addresses import is_host  # noqa: PLC0415 - see the package
 
@@ -211,6 +229,7 @@ def _run(flags: _Flags, log: Any) -> None:  # noqa: ANN401 - structlog's loggers
 
     from modelcache.faces.controller.leading import Leading  # noqa: PLC0415 - see the package
     from modelcache.faces.kubernetes.connect import connect  # noqa: PLC0415
+    from modelcache.faces.scaler.checkpoint_store import CheckpointStore  # noqa: PLC0415
     from modelcache.faces.scaler.cluster import Cluster  # noqa: PLC0415
     from modelcache.faces.scaler.demand import Demand  # noqa: PLC0415
     from modelcache.faces.scaler.life import Scaler, Writer  # noqa: PLC0415
@@ -224,7 +243,13 @@ def _run(flags: _Flags, log: Any) -> None:  # noqa: ANN401 - structlog's loggers
         listener = stack.enter_context(bind(*flags.listen)) if flags.listen else None
         scraper = Scraper(flags.prometheus, flags.token_file)
         stack.callback(scraper.close)
-        parts = Scaler(Cluster(client, log=log), Demand(scraper, log=log))
+        parts = Scaler(
+            Cluster(client, log=log),
+            Demand(scraper, log=log),
+            CheckpointStore(client, log=log),
+            checkpoint_every_s=flags.checkpoint_s,
+            log=log,
+        )
 
         def leading() -> Leading:
             return Leading(
@@ -235,7 +260,8 @@ def _run(flags: _Flags, log: Any) -> None:  # noqa: ANN401 - structlog's loggers
                 log=log,
             )
 
-        writer = Writer(leading, Writing(client, parts.cluster, parts.outlooks, log=log))
+        writing = Writing(client, parts.cluster, parts.outlooks, parts.recording, log=log)
+        writer = Writer(leading, writing)
         face = _metrics_face(flags, client, parts, listener, log) if listener else None
         asyncio.run(_serve(parts, writer, plain, face, flags, log=log))
 

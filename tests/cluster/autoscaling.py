@@ -46,53 +46,85 @@ class ScalerProcess:
 
 
 @contextmanager
+def account(plane: ControlPlane, folder: Path, port: int = 0) -> Iterator[tuple[Kubectl, Path]]:
+    """The rights that the chart gives the scaler, and a kubeconfig of who has them.
+
+    port: which its registration names, which is for `registered` to make.
+    """
+    kubectl = Kubectl(plane, folder)
+    with plane.client() as client, suppress(ApiError):
+        client.create(Namespace.from_dict({"metadata": {"name": NAMESPACE}}))
+    objects = _objects(port)
+    # Before it answers it would count as not available, and be asked again ever less often.
+    kubectl.apply([each for each in objects if each["kind"] != "APIService"])
+    try:
+        yield kubectl, _kubeconfig(plane, kubectl.token("modelcache-scaler"), folder)
+    finally:
+        kubectl.delete(objects)
+
+
+def begin(config: Path, log: Path, *flags: str, port: int = 0) -> ScalerProcess:
+    """`modelcache scaler`, once it answers. Whoever begins it ends it."""
+    plain = free_port()
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "modelcache.main", "scaler"),
+                f"--kubeconfig={config}",
+                f"--plain-listen=127.0.0.1:{plain}",
+                f"--namespace={NAMESPACE}",
+                "--linger=0s",
+                *flags,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    made = ScalerProcess(process, port, plain, log)
+    try:
+        wait_until(lambda: _answers(made), 90)
+    except BaseException:
+        end(made)
+        raise
+    return made
+
+
+def end(made: ScalerProcess) -> int:
+    """In order, as far as it follows; its code."""
+    made.process.terminate()
+    try:
+        return made.process.wait(20)
+    finally:
+        made.process.kill()
+        made.process.wait()
+
+
+@contextmanager
 def registered(plane: ControlPlane, folder: Path, *flags: str) -> Iterator[ScalerProcess]:
     """`modelcache scaler` with the rights that the chart gives it, registered as the chart does.
 
     Its Service is a name for this machine, as there are no pods that could answer.
     """
-    kubectl = Kubectl(plane, folder)
-    port, plain = free_port(), free_port()
-    with plane.client() as client:
-        with suppress(ApiError):
-            client.create(Namespace.from_dict({"metadata": {"name": NAMESPACE}}))
-        objects = [_on_this_machine(each, port) for each in component("scaler")]
-        objects = [each for each in objects if each["kind"] != "Deployment"]
-        # Before it answers it would count as not available, and be asked again ever less often.
-        kubectl.apply([each for each in objects if each["kind"] != "APIService"])
-        config = _kubeconfig(plane, kubectl.token("modelcache-scaler"), folder)
-        log = folder / "scaler.log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "modelcache.main", "scaler"),
-                    f"--kubeconfig={config}",
-                    f"--listen=127.0.0.1:{port}",
-                    f"--plain-listen=127.0.0.1:{plain}",
-                    "--service=modelcache-scaler",
-                    f"--namespace={NAMESPACE}",
-                    "--linger=0s",
-                    *flags,
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
+    port = free_port()
+    with account(plane, folder, port) as (kubectl, config):
+        made = begin(
+            *(config, folder / "scaler.log"),
+            *(f"--listen=127.0.0.1:{port}", "--service=modelcache-scaler", *flags),
+            port=port,
+        )
         try:
-            made = ScalerProcess(process, port, plain, log)
-            wait_until(lambda: _answers(made), 90)
-            kubectl.apply([each for each in objects if each["kind"] == "APIService"])
-            wait_until(lambda: _available(client) == "True", 90)
+            kubectl.apply([each for each in _objects(port) if each["kind"] == "APIService"])
+            with plane.client() as client:
+                wait_until(lambda: _available(client) == "True", 90)
             yield made
         finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            finally:
-                process.kill()
-                process.wait()
-                kubectl.delete(objects)
-    assert process.returncode == 0, log.read_text()[-3000:]
+            code = end(made)
+    assert code == 0, made.log.read_text()[-3000:]
+
+
+def _objects(port: int) -> list[Object]:
+    objects = [_on_this_machine(each, port) for each in component("scaler")]
+    return [each for each in objects if each["kind"] != "Deployment"]
 
 
 def _on_this_machine(found: Object, port: int) -> Object:

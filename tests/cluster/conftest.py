@@ -13,7 +13,12 @@ import yaml
 from lightkube import ApiError, Client
 from lightkube.resources.apiextensions_v1 import CustomResourceDefinition
 
-from modelcache.faces.kubernetes.objects import ModelPrefetch, ModelScale, NodeModels
+from modelcache.faces.kubernetes.objects import (
+    ModelPrefetch,
+    ModelScale,
+    ModelScaleCheckpoint,
+    NodeModels,
+)
 from modelcache.faces.scaler.buffers import CapacityBuffer
 from tests.cluster import foreign
 from tests.cluster.support import wait_until
@@ -45,13 +50,18 @@ def install_crds(client: Client) -> None:
         crd = CustomResourceDefinition.from_dict(yaml.safe_load(path.read_text()))
         client.create(crd)
         client.wait(CustomResourceDefinition, crd.metadata.name, for_conditions=["Established"])
-    for kind in (NodeModels, ModelPrefetch, ModelScale):  # established before they are served
+    for kind in (
+        NodeModels,
+        ModelPrefetch,
+        ModelScale,
+        ModelScaleCheckpoint,
+    ):  # established before they are served
         wait_until(partial(_is_served, client, kind))
 
 
 def _is_served(client: Client, kind: type[Any]) -> bool:
     try:
-        namespaced = kind in {ModelScale, CapacityBuffer}
+        namespaced = kind in {ModelScale, ModelScaleCheckpoint, CapacityBuffer}
         list(client.list(kind, namespace="*") if namespaced else client.list(kind))
     except ApiError:
         return False

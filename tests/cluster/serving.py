@@ -22,9 +22,12 @@ from prometheus_client import CollectorRegistry, Counter, start_http_server
 from modelcache.domain.refs import parse_ref
 from modelcache.domain.wanted import wanted_id
 from modelcache.faces.kubernetes.objects import ModelScale, NodeModels, now_text
+from modelcache.faces.logs import Log
+from modelcache.faces.scaler.checkpoint_store import CheckpointStore
 from modelcache.faces.scaler.cluster import Cluster
 from modelcache.faces.scaler.demand import Demand
 from modelcache.faces.scaler.life import Scaler
+from modelcache.faces.scaler.recording import EVERY_S
 from modelcache.faces.scaler.scraping import Scraper
 from tests.cluster.support import bind, wait_until
 
@@ -186,10 +189,22 @@ def requests_served() -> Iterator[Requests]:
 
 
 @contextmanager
-def scaling(client: Client, scraper: Scraper | None = None) -> Iterator[Scaler]:
-    """A scaler that has listed everything."""
+def scaling(
+    client: Client,
+    scraper: Scraper | None = None,
+    *,
+    log: Log | None = None,
+    every_s: float = EVERY_S,
+) -> Iterator[Scaler]:
+    """A scaler that has listed everything. every_s: between its checkpoints, if it leads."""
     mine = scraper or Scraper()
-    made = Scaler(Cluster(client), Demand(mine))
+    made = Scaler(
+        Cluster(client),
+        Demand(mine),
+        CheckpointStore(client, log=log),
+        checkpoint_every_s=every_s,
+        log=log,
+    )
     made.start()
     try:
         wait_until(lambda: made.not_ready() is None)

@@ -137,6 +137,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "image.digest": f"sha256:{'0' * 64}",
     },
     "a scaler": {"scaler.enabled": True, "networkPolicy.enabled": True},
+    "a scaler that writes down often what it has seen": {
+        "scaler.enabled": True,
+        "scaler.checkpointEvery": "30s",
+    },
     "a scaler with certificates by cert-manager": {
         "scaler.enabled": True,
         "scaler.certificates": "cert-manager",

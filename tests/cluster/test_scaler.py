@@ -57,7 +57,7 @@ def writing(plane: ControlPlane, scraper: Scraper | None = None) -> Iterator[Sca
     """A scaler that writes statuses too."""
     over = threading.Event()
     with plane.client() as client, scaling(client, scraper) as scaler:
-        writer = Writing(client, scaler.cluster, scaler.outlooks)
+        writer = Writing(client, scaler.cluster, scaler.outlooks, scaler.recording)
         thread = threading.Thread(target=writer.lead, args=(over,))
         thread.start()
         try:

@@ -229,7 +229,7 @@ def test_a_buffer_has_as_many_places_as_should_be_warm(client: Client):
     with gateway(client, "s1") as front, scaling(client) as scaler:
         front.waiting.set(10)
         make_scale(client, "llama", demand=front.demand(WAITING, "gauge"), capacityBuffer="llama")
-        writing = Writing(client, scaler.cluster, scaler.outlooks)
+        writing = Writing(client, scaler.cluster, scaler.outlooks, scaler.recording)
 
         def replicas() -> Any:
             view = scaler.cluster.view()

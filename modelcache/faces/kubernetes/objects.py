@@ -12,6 +12,9 @@ from modelcache.faces.kubernetes.names import GROUP, VERSION
 NodeModels: Final = create_global_resource(GROUP, VERSION, "NodeModels", "nodemodels")
 ModelPrefetch: Final = create_global_resource(GROUP, VERSION, "ModelPrefetch", "modelprefetches")
 ModelScale: Final = create_namespaced_resource(GROUP, VERSION, "ModelScale", "modelscales")
+ModelScaleCheckpoint: Final = create_namespaced_resource(
+    GROUP, VERSION, "ModelScaleCheckpoint", "modelscalecheckpoints"
+)
 
 
 def now_text() -> str:

@@ -88,11 +88,14 @@ def server_print(scale: Scale) -> str:
     That is the model, the pods' labels and their devices; not where demand is read, nor any number
     that only says what to make of the starts.
     """
-    return _print(
-        [
-            *(scale.wanted, scale.model_id, dict(scale.selector)),
-            *(scale.asked.gpus, scale.gpu_resource),
-        ]
+    return _print(server_of(scale))
+
+
+def server_of(scale: Scale) -> tuple[object, ...]:
+    """The same, to be compared within one process."""
+    return (
+        *(scale.wanted, scale.model_id, dict(scale.selector)),
+        *(scale.asked.gpus, scale.gpu_resource),
     )
 
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import math
 import threading
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Final, Protocol
 
+from modelcache.agent.clock import wall_clock_s
 from modelcache.errors import ModelcacheError, NotFound, UsageError
 from modelcache.faces.logs import Log
+from modelcache.faces.scaler.checkpoint import source_print
 from modelcache.faces.scaler.cluster import View
 from modelcache.faces.scaler.declared import FromPods, FromPrometheus, Key, Scale
 from modelcache.faces.scaler.facts import PodFacts
@@ -51,12 +54,17 @@ class Reads(Protocol):
 @dataclass(slots=True)
 class _History:
     source: FromPods | FromPrometheus
-    stale_s: float
+    interval_s: float = 0.0
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
     counters: dict[str, tuple[float, float]] = field(default_factory=dict)  # when, what; by uid
     due_s: float = -math.inf
     reading: bool = False
     problem: str = "it has not been read yet"
+
+    @property
+    def stale_s(self) -> float:
+        """From this age on its newest sample says nothing of now."""
+        return max(STALE_MIN_S, STALE_INTERVALS * self.interval_s)
 
 
 class Demand:
@@ -100,8 +108,8 @@ class Demand:
                     continue
                 old = before.get(key)
                 if old is None or old.source != scale.source:
-                    old = _History(scale.source, 0.0)
-                old.stale_s = max(STALE_MIN_S, STALE_INTERVALS * scale.interval_s)
+                    old = _History(scale.source)
+                old.interval_s = scale.interval_s
                 self._histories[key] = old
             self._view = view
 
@@ -114,6 +122,40 @@ class Demand:
             if monotonic() - history.samples[-1].at_s > history.stale_s:
                 return ()
             return tuple(history.samples)
+
+    def kept(self, key: Key) -> tuple[str, tuple[Sample, ...]]:
+        """For another scaler: what tells the source, and all that was read of it, in Unix time."""
+        ahead_s = wall_clock_s() - monotonic()
+        with self._lock:
+            history = self._histories.get(key)
+            if history is None:
+                return source_print(None), ()
+            source = history.source
+            samples = [each for each in history.samples if math.isfinite(each.rate + each.waiting)]
+        return source_print(source), _moved(samples, ahead_s)
+
+    def adopt(self, key: Key, source: str, samples: Sequence[Sample]) -> int:
+        """Take what another scaler read of the same source, and say how many samples these were.
+
+        What is too old is left, and what was read here too: within an interval of a sample there
+        is nothing to add. Idempotent.
+        """
+        now_s = monotonic()
+        found = _moved(samples, now_s - wall_clock_s())
+        with self._lock:
+            history = self._histories.get(key)
+            if history is None or source_print(history.source) != source:
+                return 0
+            times = [each.at_s for each in history.samples]
+            more = [
+                each
+                for each in found
+                if now_s - HISTORY_S <= each.at_s <= now_s
+                and not _near(times, each.at_s, history.interval_s)
+            ]
+            both = sorted([*more, *history.samples], key=lambda each: each.at_s)
+            history.samples = deque(both, maxlen=SAMPLES_MAX)
+        return len(more)
 
     def problem(self, key: Key) -> str:
         """Why the last reading failed; empty where it did not."""
@@ -212,3 +254,13 @@ def _append(history: _History, sample: Sample) -> None:
     history.samples.append(sample)
     while history.samples and sample.at_s - history.samples[0].at_s > HISTORY_S:
         history.samples.popleft()
+
+
+def _moved(samples: Sequence[Sample], by_s: float) -> tuple[Sample, ...]:
+    return tuple(replace(each, at_s=each.at_s + by_s) for each in samples)
+
+
+def _near(times: Sequence[float], at_s: float, within_s: float) -> bool:
+    """Whether one of the times, which are in order, is nearer than that."""
+    after = bisect_left(times, at_s)
+    return any(abs(each - at_s) < within_s for each in times[max(0, after - 1) : after + 1])

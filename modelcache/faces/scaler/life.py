@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from modelcache.faces.answering import Server, configuration
 from modelcache.faces.controller.leading import Leading
 from modelcache.faces.logs import Log
+from modelcache.faces.scaler.checkpoint_store import CheckpointStore
 from modelcache.faces.scaler.cluster import Cluster
 from modelcache.faces.scaler.demand import Demand
 from modelcache.faces.scaler.front_proxies import FrontProxies, ShowingPeer, asking_context
@@ -28,6 +29,8 @@ from modelcache.faces.scaler.metrics import ScalerMetrics
 from modelcache.faces.scaler.metrics_api import FACE, MetricsApi
 from modelcache.faces.scaler.outlooks import NOT_SYNCED, Outlooks
 from modelcache.faces.scaler.plain import create_plain_app
+from modelcache.faces.scaler.recording import Recording
+from modelcache.faces.scaler.restoring import NOT_RESTORED, Restoring
 from modelcache.faces.scaler.starts import Starts
 from modelcache.faces.scaler.writing import Writing
 from modelcache.faces.webhook.serving import serving as answering
@@ -39,31 +42,49 @@ KEEP_ALIVE_S: Final = 30
 class Scaler:
     """The parts that everything else asks."""
 
-    def __init__(self, cluster: Cluster, demand: Demand) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        demand: Demand,
+        store: CheckpointStore,
+        *,
+        checkpoint_every_s: float,
+        log: Log | None = None,
+    ) -> None:
+        """checkpoint_every_s: see `Recording`."""
         self.cluster = cluster
         self.demand = demand
         self.starts = Starts()
         self.outlooks = Outlooks(cluster, demand, self.starts)
-        self.metrics = ScalerMetrics(self.outlooks)
+        self.restoring = Restoring(store, demand, self.starts, self.outlooks, log=log)
+        self.recording = Recording(
+            store, self.restoring, demand, self.starts, every_s=checkpoint_every_s
+        )
+        self.metrics = ScalerMetrics(self.outlooks, store, self.restoring)
         cluster.listen(demand.follow)
         cluster.listen(self.starts.look)
+        cluster.listen(self.restoring.follow)
         self.leaving = False
 
     def not_ready(self) -> str | None:
         """Why nothing should be asked here, if so."""
         if self.leaving:
             return "leaving"
-        return NOT_SYNCED if self.cluster.view() is None else None
+        if self.cluster.view() is None:
+            return NOT_SYNCED
+        return None if self.restoring.tried else NOT_RESTORED
 
     def start(self) -> None:
         """Begin to watch and to read."""
+        self.restoring.start()
         self.cluster.start()
         self.demand.start()
 
     def stop(self) -> None:
-        """End both."""
+        """End all of it."""
         self.demand.stop()
         self.cluster.stop()
+        self.restoring.stop()
 
 
 class Writer:
@@ -83,13 +104,17 @@ class Writer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Let the Lease go, and end."""
-        with self._lock:
-            self._stopped.set()
-            if self._leading is not None:
-                self._leading.stop()
-        if self._thread.is_alive():
-            self._thread.join()
+        """Write what is left to write, let the Lease go, and end."""
+        try:
+            if self._thread.is_alive():
+                self._writing.leave()  # the Lease is renewed meanwhile
+        finally:
+            with self._lock:
+                self._stopped.set()
+                if self._leading is not None:
+                    self._leading.stop()
+            if self._thread.is_alive():
+                self._thread.join()
 
     def _run(self) -> None:
         while True:

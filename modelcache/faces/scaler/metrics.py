@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from modelcache.errors import ModelcacheError
+from modelcache.faces.scaler.checkpoint_store import CheckpointStore
 from modelcache.faces.scaler.outlooks import Outlooks
+from modelcache.faces.scaler.restoring import Restoring
 from modelcache.faces.scaler.series import NAMES, Series, series_of
 
 BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -19,9 +21,10 @@ BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 class ScalerMetrics:
     """Of one scaler, in a registry of their own."""
 
-    def __init__(self, outlooks: Outlooks) -> None:
+    def __init__(self, outlooks: Outlooks, store: CheckpointStore, restoring: Restoring) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(_Forecasts(outlooks))
+        self.registry.register(_Checkpoints(store, restoring))
         self.requests = Counter(
             "modelcache_scaler_requests",
             "Questions, by who asks (metrics, keda, scheduler) and how they ended.",
@@ -75,3 +78,27 @@ class _Forecasts(Collector):
                 continue
             shared = self._outlooks.shared_slots(scale, view)
             yield from series_of(scale, found, shared)
+
+
+class _Checkpoints(Collector):
+    def __init__(self, store: CheckpointStore, restoring: Restoring) -> None:
+        self._store, self._restoring = store, restoring
+
+    def collect(self) -> Iterator[Metric]:
+        """What became of checkpoints, and how old those were that this scaler began with."""
+        results = CounterMetricFamily(
+            "modelcache_scaler_checkpoints",
+            "Checkpoints that were loaded or unusable, written or refused.",
+            labels=["result"],
+        )
+        for result, count in self._store.counts.items():
+            results.add_metric([result], count)
+        yield results
+        ages = GaugeMetricFamily(
+            "modelcache_scaler_checkpoint_age_seconds",
+            "How old a checkpoint was when it was loaded: so long nobody may have looked.",
+            labels=["namespace", "model"],
+        )
+        for (namespace, name), age_s in self._restoring.ages_s().items():
+            ages.add_metric([namespace, name], age_s)
+        yield ages

@@ -60,6 +60,11 @@ class Outlooks:
             self._kept[scale.key] = (view.number, sampled_s, found)
         return found
 
+    def forget(self, key: Key) -> None:
+        """Work it out anew: more is known of the past than before."""
+        with self._lock:
+            self._kept.pop(key, None)
+
     def shared_slots(self, scale: Scale, view: View) -> int:
         """Warm slots of a scale when all scales' replicas take places in turn."""
         with self._lock:

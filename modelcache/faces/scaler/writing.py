@@ -1,4 +1,4 @@
-"""Statuses of `ModelScale` objects and what they order, written by whoever leads."""
+"""Statuses of `ModelScale` objects, what they order, and checkpoints: written by whoever leads."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from modelcache.faces.scaler.buffers import Buffers
 from modelcache.faces.scaler.cluster import Cluster, View
 from modelcache.faces.scaler.declared import Key, generation_of
 from modelcache.faces.scaler.outlooks import Outlooks
+from modelcache.faces.scaler.recording import Recording
 from modelcache.faces.scaler.status import differs, refused, status_of
 
 EVERY_S: Final = 1.0
@@ -27,20 +28,37 @@ class Writing:
     """See the module."""
 
     def __init__(
-        self, client: Client, cluster: Cluster, outlooks: Outlooks, *, log: Log | None = None
+        self,
+        client: Client,
+        cluster: Cluster,
+        outlooks: Outlooks,
+        recording: Recording,
+        *,
+        log: Log | None = None,
     ) -> None:
         self._client = client
         self._cluster = cluster
         self._outlooks = outlooks
+        self._recording = recording
         self._log = log
         self._buffers = Buffers(client, outlooks, self._tell)
 
     def lead(self, over: threading.Event) -> None:
         """Write until told that it is over."""
-        while not over.wait(EVERY_S):
-            view = self._cluster.view()
-            if view is not None:
-                self.look(view)
+        self._recording.begin()
+        try:
+            while not over.wait(EVERY_S):
+                view = self._cluster.view()
+                if view is not None:
+                    self.look(view)
+        finally:
+            self._recording.end()
+
+    def leave(self) -> None:
+        """While it leads still: write what only this process knows. Takes a bounded time."""
+        view = self._cluster.view()
+        if view is not None:
+            self._recording.leave(view)
 
     def look(self, view: View) -> None:
         """One round: what is not as it should be is written."""
@@ -53,6 +71,7 @@ class Writing:
             if differs(status, before):
                 self._write(key, {**status, "updatedAt": now_text()})
         self._buffers.look(view)
+        self._recording.look(view)
 
     def _status(
         self, key: Key, view: View, item: Mapping[str, Any], before: Mapping[str, Any]

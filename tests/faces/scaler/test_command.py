@@ -58,6 +58,9 @@ def kubeconfig(tmp_path: Path) -> Path:
         (["--prometheus-token-file", "t"], "--prometheus-token-file is for --prometheus"),
         (["--kubeconfig", "/nowhere"], "/nowhere"),
         (["--linger", "long"], "'long' is not a duration"),
+        (["--checkpoint-every", "1s"], "--checkpoint-every takes 5s to 1h"),
+        (["--checkpoint-every", "2h"], "--checkpoint-every takes 5s to 1h"),
+        (["--checkpoint-every", "often"], "'often' is not a duration"),
         (["--nonsense"], "--nonsense"),
     ],
 )

@@ -13,10 +13,12 @@ from cryptography import x509
 from lightkube import Client, KubeConfig
 
 from modelcache.errors import InvalidConfig
+from modelcache.faces.scaler.checkpoint_store import CheckpointStore
 from modelcache.faces.scaler.cluster import Cluster
 from modelcache.faces.scaler.demand import Demand
 from modelcache.faces.scaler.life import Scaler
 from modelcache.faces.scaler.protocol import externalscaler_pb2 as protocol
+from modelcache.faces.scaler.recording import EVERY_S
 from modelcache.faces.scaler.scraping import Scraper
 from modelcache.faces.webhook import tls
 from modelcache.faces.webhook.tls import CertificateFiles
@@ -48,7 +50,9 @@ def scaler() -> Iterator[Scaler]:
     )
     scraper = Scraper("", None)
     with Client(config=config) as client:
-        yield Scaler(Cluster(client), Demand(scraper))
+        yield Scaler(
+            Cluster(client), Demand(scraper), CheckpointStore(client), checkpoint_every_s=EVERY_S
+        )
     scraper.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,8 @@ TOOK_S = 540.0
 MODEL = "a" * 64
 
 
-@pytest.fixture
-def scale() -> Scale:
+def scale_with(**spec: Any) -> Scale:
+    """One of the model, with more in its spec."""
     return scale_of(
         {
             "metadata": {"name": "llama", "namespace": "default", "uid": "u", "generation": 1},
@@ -27,9 +28,15 @@ def scale() -> Scale:
                 "model": MODEL,
                 "selector": {"app": "llama"},
                 "replica": {"gpus": 1, "requestsPerSecond": 2},
+                **spec,
             },
         }
     )
+
+
+@pytest.fixture
+def scale() -> Scale:
+    return scale_with()
 
 
 def report(*, warm: bool) -> NodeView:
