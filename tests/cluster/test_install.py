@@ -325,6 +325,8 @@ def test_policies_are_left_out_where_a_cluster_has_none():
         ({"kubeletDir": "var/lib/kubelet"}, "kubeletDir"),
         ({"config": {"store": {}}}, "config"),
         ({"peers.token.enabled": False}, "who they are"),
+        ({"scaler.checkpointEvery": "4s"}, "checkpointEvery"),
+        ({"scaler.checkpointEvery": "61m"}, "checkpointEvery"),
         ({"csi.controller.storageClasses": [{"name": "x", "parameters": {}}]}, "model"),
     ],
 )
