@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from modelcache.mounts import mounts_at
+from modelcache.mounts.fuse.channel import READAHEAD_KB
+from modelcache.store.residency import resident_bytes
 from tests.agent.support import random_bytes
 from tests.kernel.streams import (
     CHUNK_BYTES,
@@ -266,6 +268,35 @@ def test_a_signal_ends_it_and_leaves_nothing_mounted(proxy: FaultProxy, tmp_path
         mount.process.send_signal(signal.SIGTERM)
         assert mount.process.wait(END_S) == 0
         assert mounts_at(mount.target) == []
+
+
+def test_the_kernel_reads_so_far_ahead_and_no_farther(proxy: FaultProxy, tmp_path: Path):
+    most = READAHEAD_KB << 10
+    with streaming(tmp_path, f"{proxy.url}/", MODELCACHE_STREAM_PASSTHROUGH="false") as mount:
+        setting = Path(f"/sys/class/bdi/{mounts_at(mount.target)[-1].device}/read_ahead_kb")
+        if not os.access(setting, os.W_OK):
+            pytest.skip(f"{setting} may not be written here")
+        until(lambda: any((mount.store / "snapshots").iterdir()), "it never was complete")
+        with (mount.target / "weights.bin").open("rb") as file:
+
+            def held(start: int, end: int) -> int | None:
+                return resident_bytes(file.fileno(), start, end)
+
+            touched = 40 * MIB
+            assert held(0, len(DATA)) == 0
+            said = result(reading(mount.target, f"print(view('weights.bin')[{touched}])"))
+            assert int(said) == DATA[touched]
+            until(lambda: held(0, len(DATA)) == most, "a fault brings as much as is read ahead")
+
+            read = 4 * MIB
+            code = f"""
+fd = os.open({str(mount.target / "weights.bin")!r}, os.O_RDONLY)
+for at in range(0, {read}, 1 << 17):
+    assert len(os.pread(fd, 1 << 17, at)) == 1 << 17
+"""
+            assert not result(reading(mount.target, code))
+            until(lambda: (held(read, touched - most) or 0) > MIB, "several requests at once")
+            assert (held(read, touched - most) or 0) <= 2 * most  # a window, and the next one
 
 
 def test_a_model_that_is_warm_is_a_plain_bind_mount(proxy: FaultProxy, tmp_path: Path):
