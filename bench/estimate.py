@@ -211,7 +211,8 @@ def rows(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     table = []
     for run in runs:
         starts = run["starts"]
-        where = run["how"] if run["how"] == "hosts" else f"{run['how']}, seed {run['seed']}"
+        kind, number = ("run", run["seed"] + 1) if run["how"] == "hosts" else ("seed", run["seed"])
+        where = f"{run['how']}, {kind} {number}"
         parts = {"all": starts}
         if run["how"] == "hosts":
             by_agent = [

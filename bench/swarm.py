@@ -28,6 +28,8 @@ from tests.swarm.network import Network, can_make_namespaces
 
 NODES: Final = 8
 MBIT_S: Final = 200.0
+QUEUE_S: Final = 0.01  # at each end of a link; switches of data centres have less
+DEEP_QUEUE_S: Final = 0.1
 SIZE_BYTES: Final = 1024 * MIB
 CHUNK_BYTES: Final = 4 * MIB
 ALONE_SHARE: Final = 8  # of the model, for nodes that do not share: they take eight times as long
@@ -59,7 +61,14 @@ class Fleet:
 
 
 @contextmanager
-def fleet(folder: Path, count: int, size_bytes: int, *, together: bool = True) -> Iterator[Fleet]:
+def fleet(
+    folder: Path,
+    count: int,
+    size_bytes: int,
+    *,
+    together: bool = True,
+    queue_s: float = QUEUE_S,
+) -> Iterator[Fleet]:
     """So many agents; not `together`: each with no peers."""
     root = folder / "origin"
     rmtree(root, ignore_errors=True)
@@ -68,7 +77,7 @@ def fleet(folder: Path, count: int, size_bytes: int, *, together: bool = True) -
     settings = f"[store]\nchunk_bytes = {CHUNK_BYTES}"
     try:
         with (
-            Network(["origin", *hosts], mbit_s=MBIT_S) as network,
+            Network(["origin", *hosts], mbit_s=MBIT_S, queue_s=queue_s) as network,
             Origin(network, "origin", root) as origin,
             ExitStack() as stack,
         ):
@@ -91,7 +100,7 @@ def measure_swarm(folder: Path, rounds: int) -> list[dict[str, Any]]:
         return []
     runs: list[dict[str, Any]] = []
     for number in range(rounds):
-        for case in (_together, _killed, _scale_out_1, _scale_out_4, _alone):
+        for case in (_together, _deep, _killed, _scale_out_1, _scale_out_4, _alone):
             run = {"round": number, **case(folder)}
             print(run)
             runs.append(run)
@@ -101,6 +110,12 @@ def measure_swarm(folder: Path, rounds: int) -> list[dict[str, Any]]:
 def _together(folder: Path) -> dict[str, Any]:
     with fleet(folder, NODES, SIZE_BYTES) as hosts:
         return _timed("cold start together", hosts, hosts.agents)
+
+
+def _deep(folder: Path) -> dict[str, Any]:
+    """Acknowledgements wait behind what a node sends: who sends a lot receives more slowly."""
+    with fleet(folder, NODES, SIZE_BYTES, queue_s=DEEP_QUEUE_S) as hosts:
+        return _timed("cold start, queues of 100 ms", hosts, hosts.agents)
 
 
 def _alone(folder: Path) -> dict[str, Any]:

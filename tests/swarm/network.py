@@ -35,9 +35,11 @@ needs_namespaces = pytest.mark.skipif(
 class Network:
     """`with Network(["a", "b"], mbit_s=400) as network: network.run("a", [...])`."""
 
-    def __init__(self, hosts: Sequence[str], *, mbit_s: float) -> None:
+    def __init__(self, hosts: Sequence[str], *, mbit_s: float, queue_s: float = QUEUE_S) -> None:
+        """queue_s: what waits at each end of a link, of what it carries; more is dropped."""
         self.hosts = list(hosts)
         self.mbit_s = mbit_s
+        self._queue_s = queue_s
         self._prefix = f"mc{os.getpid()}"
         self._switch = f"{self._prefix}-switch"
 
@@ -102,7 +104,7 @@ class Network:
 
     def _shape(self, host: str, mbit_s: float, verb: str) -> None:
         port = f"p{self.hosts.index(host)}"
-        limit = int(QUEUE_S * mbit_s * 1e6 / 8) + BURST_BYTES
+        limit = int(self._queue_s * mbit_s * 1e6 / 8) + BURST_BYTES
         for space, device in ((self.namespace(host), "eth0"), (self._switch, port)):
             bucket = ("rate", f"{mbit_s}mbit", "burst", str(BURST_BYTES), "limit", str(limit))
             self._in(space, "tc", "qdisc", verb, "dev", device, "root", "tbf", *bucket)
