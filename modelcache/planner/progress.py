@@ -109,7 +109,7 @@ class Progress:
             if read > reads.get(state.blob, read):
                 self._moved_s[source] = now_s
             pace = self._paces.setdefault(source, _Pace(now_s, now_s))
-            pace.said(read - reads.get(state.blob, 0), now_s)
+            pace.said(max(0, read - reads.get(state.blob, 0)), now_s)
             reads[state.blob] = read
         self._news[source] = None
 
