@@ -21,7 +21,12 @@ from prometheus_client import CollectorRegistry, Counter, start_http_server
 
 from modelcache.domain.refs import parse_ref
 from modelcache.domain.wanted import wanted_id
-from modelcache.faces.kubernetes.objects import ModelScale, NodeModels, now_text
+from modelcache.faces.kubernetes.objects import (
+    ModelScale,
+    ModelScaleCheckpoint,
+    NodeModels,
+    now_text,
+)
 from modelcache.faces.logs import Log
 from modelcache.faces.scaler.checkpoint_store import CheckpointStore
 from modelcache.faces.scaler.cluster import Cluster
@@ -29,7 +34,7 @@ from modelcache.faces.scaler.demand import Demand
 from modelcache.faces.scaler.life import Scaler
 from modelcache.faces.scaler.recording import EVERY_S
 from modelcache.faces.scaler.scraping import Scraper
-from tests.cluster.support import bind, wait_until
+from tests.cluster.support import bind, delete_pod, remove, wait_until
 
 LLAMA = "s3://models/llama"
 LLAMA_ID = "a" * 64
@@ -81,6 +86,17 @@ def tell(client: Client, node: str, percent: int, **more: Any) -> None:
     }
     status = {"agent": {"ready": True}, "models": [model], "updatedAt": now_text()}
     client.patch(NodeModels.Status, node, {"status": status}, patch_type=PatchType.MERGE)
+
+
+def remove_scales(client: Client, node: str) -> None:
+    """All scales and what is kept of them, all pods of the default namespace, and the node."""
+    for pod in client.list(Pod, namespace="default"):
+        delete_pod(client, str(pod.metadata.name))
+    for kind in (ModelScale, ModelScaleCheckpoint):
+        for item in client.list(kind, namespace="*"):
+            client.delete(kind, item.metadata.name, namespace=item.metadata.namespace)
+    remove(client, Node, node)
+    remove(client, NodeModels, node)
 
 
 def make_scale(client: Client, name: str, namespace: str = "default", **spec: Any) -> None:

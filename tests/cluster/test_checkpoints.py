@@ -14,14 +14,13 @@ from typing import Any
 
 import pytest
 from lightkube import Client
-from lightkube.resources.core_v1 import Node, Pod
 from lightkube.types import PatchType
 from prometheus_client import generate_latest
 
 from modelcache.agent.clock import wall_clock_s
 from modelcache.errors import SourceRefused
 from modelcache.faces.kubernetes.connect import connect
-from modelcache.faces.kubernetes.objects import ModelScale, ModelScaleCheckpoint, NodeModels
+from modelcache.faces.kubernetes.objects import ModelScale, ModelScaleCheckpoint
 from modelcache.faces.scaler.checkpoint import (
     Checkpoint,
     Ended,
@@ -37,8 +36,8 @@ from modelcache.faces.scaler.life import Scaler
 from modelcache.forecast.demand import Sample
 from tests.cluster.autoscaling import account
 from tests.cluster.installing import DAEMONSET, rendered
-from tests.cluster.serving import make_gpu_node, make_scale, scaling
-from tests.cluster.support import delete_pod, remove, wait_until
+from tests.cluster.serving import make_gpu_node, make_scale, remove_scales, scaling
+from tests.cluster.support import wait_until
 from tests.servers.control_plane import ControlPlane
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
@@ -67,13 +66,7 @@ class Told:
 def _nodes(client: Client) -> Iterator[None]:
     make_gpu_node(client, "g1")
     yield
-    for pod in client.list(Pod, namespace="default"):
-        delete_pod(client, str(pod.metadata.name))
-    for kind in (ModelScale, ModelScaleCheckpoint):
-        for item in client.list(kind, namespace="*"):
-            client.delete(kind, item.metadata.name, namespace=item.metadata.namespace)
-    remove(client, Node, "g1")
-    remove(client, NodeModels, "g1")
+    remove_scales(client, "g1")
 
 
 def scale_named(client: Client, name: str, **spec: Any) -> Scale:

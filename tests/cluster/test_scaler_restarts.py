@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 from lightkube import Client
-from lightkube.resources.core_v1 import Node, Pod
 from lightkube.types import PatchType
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
-from modelcache.faces.kubernetes.objects import ModelScale, ModelScaleCheckpoint, NodeModels
+from modelcache.faces.kubernetes.objects import ModelScaleCheckpoint
 from modelcache.faces.scaler.checkpoint import checkpoint_of
 from tests.cluster.autoscaling import ScalerProcess, account, begin, end
 from tests.cluster.serving import (
@@ -27,10 +26,11 @@ from tests.cluster.serving import (
     make_gpu_node,
     make_scale,
     make_server_pod,
+    remove_scales,
     status_of,
     tell,
 )
-from tests.cluster.support import delete_pod, remove, wait_until
+from tests.cluster.support import wait_until
 from tests.servers.control_plane import ControlPlane
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -91,13 +91,7 @@ def _cluster(client: Client) -> Iterator[None]:
     make_server_pod(client, "gateway", app="gateway", node="g1", gpus=1)
     become(client, "gateway", ready=True)
     yield
-    for pod in client.list(Pod, namespace="default"):
-        delete_pod(client, str(pod.metadata.name))
-    for kind in (ModelScale, ModelScaleCheckpoint):
-        for item in client.list(kind, namespace="*"):
-            client.delete(kind, item.metadata.name, namespace=item.metadata.namespace)
-    remove(client, Node, "g1")
-    remove(client, NodeModels, "g1")
+    remove_scales(client, "g1")
 
 
 def told(scaler: ScalerProcess, metric: str, **labels: str) -> float | None:
