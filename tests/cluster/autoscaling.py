@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -351,10 +352,11 @@ def replicas_of(client: Client, name: str) -> int:
 
 
 def conditions_of(client: Client, name: str) -> dict[str, tuple[str, str]]:
-    """Status and reason of an autoscaler's conditions."""
+    """Status and reason of an autoscaler's conditions; empty ones of those it has not yet."""
     status = client.get(HorizontalPodAutoscaler, name, namespace="default").status
     conditions = (status.conditions if status is not None else None) or []
-    return {each.type: (each.status, each.reason or "") for each in conditions}
+    found = {each.type: (each.status, each.reason or "") for each in conditions}
+    return defaultdict(lambda: ("", ""), found)
 
 
 def remove_server(client: Client, name: str) -> None:

@@ -284,7 +284,8 @@ def test_an_autoscaler_has_the_replicas_that_are_recommended(plane: ControlPlane
         make_autoscaler(client, "llama", "modelcache_recommended_replicas", behavior=behavior)
         with controllers(plane), Kubelet(client, app="llama", node=NODE, ready_s=0.5):
             wait_until(lambda: replicas_of(client, "llama") == 20, 60)
-            assert conditions_of(client, "llama")["ScalingActive"] == ("True", "ValidMetricFound")
+            found = ("True", "ValidMetricFound")  # the status is written after the replicas
+            wait_until(lambda: conditions_of(client, "llama")["ScalingActive"] == found, 60)
             front.waiting.set(22)
             wait_until(lambda: replicas_of(client, "llama") == 22)
             front.waiting.set(3)
@@ -382,7 +383,7 @@ def _most_replicas(plane: ControlPlane, client: Client, metric: str) -> int:
         make_autoscaler(
             client, name, metric, average="4" if backlog else "1", behavior={"scaleUp": double}
         )
-        wait_until(lambda: conditions_of(client, name).get("ScalingActive", ("",))[0] == "True", 60)
+        wait_until(lambda: conditions_of(client, name)["ScalingActive"][0] == "True", 60)
         front.rate = 24
         until_s = monotonic() + 90
         while kubelet.ready < 12:
