@@ -16,6 +16,7 @@ from modelcache.planner.lots import ORIGIN
 
 PATIENCE: Final = 3  # checks in a row: rates are known by then
 TRIAL_S: Final = 8.0  # a rate that is averaged over 5 s has become that of the trial
+HELD_UP_S: Final = 24.0  # and so much longer where peers' requests have not ended yet
 TRIAL_WAIT_S: Final = 20.0  # before the next one
 TRIAL_WAIT_GROWS: Final = 4  # times, with each: what was found out once seldom changes
 MUCH_QUICKER: Final = 6.0  # times what peers bring
@@ -103,10 +104,16 @@ class Weighing:
         if not board.stealing:
             best = max((source.best_rate for source in board.sources.values()), default=0.0)
             return max(best, self._may_bring(now_s))
-        if now_s < self._trial_until_s:
+        if now_s < self._trial_until_s + (HELD_UP_S if self._held_up() else 0.0):
             return float("inf")
         memory_s = self._limits.rate_memory_s
         return sum(source.rate_at(now_s, memory_s) for source in board.sources.values())
+
+    def _held_up(self) -> bool:
+        """Whether requests at slow peers leave origins not half of their connections."""
+        board = self._board
+        most = max((source.concurrency.limit for source in board.sources.values()), default=0)
+        return 2 * board.origins_in_flight < most and board.peers_in_flight > 0
 
     def _may_bring(self, now_s: float) -> float:
         """If every connection there may be were as quick as those there are.
