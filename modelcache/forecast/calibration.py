@@ -8,7 +8,7 @@ product-limit estimate (Kaplan and Meier, 1958); dropping it would make the slow
 A median of few ratios is a guess itself, and for a while after a link has changed it is about the
 link before. So the middle of a prediction is moved only where starts say clearly that it is beside
 the truth: a sign test (Conover, "Practical Nonparametric Statistics", 1999, 3.4). Moved always, the
-error of predictions was a quarter larger, on hosts and simulated.
+error of predictions was a tenth to a third larger, on hosts and simulated.
 
 Conditions change, so a quantile may come true too seldom or too often. Adaptive conformal inference
 (Gibbs and Candès, NeurIPS 2021) moves the level that is asked for after every start, so that over

@@ -45,9 +45,9 @@ class Weighing:
             self._peers_rate = self._rate_of_peers(now_s)
         much = self._may_bring(now_s) > MUCH_QUICKER * self._peers_rate
         least_s = limits.check_every_s if board.stealing else limits.steal_s
+        ripe = self._settled(now_s, much=much) and (much or self._room())
         quicker = (
-            self._settled(now_s, much=much)
-            and (much or self._room())
+            (board.stealing or ripe)
             and owed > least_s * self._peers_rate
             and self._promise(now_s) > limits.steal_factor * self._peers_rate
         )
@@ -63,8 +63,6 @@ class Weighing:
     def _room(self) -> bool:
         """Whether origins have room for more: not before the end of our own share."""
         board, limits = self._board, self._limits
-        if board.stealing:
-            return True
         left = sum(board.blobs[blob].pending.count(ORIGIN) for _, _, blob in board.large)
         return left < limits.seed_left_share * limits.seed_connections_min
 
@@ -74,8 +72,6 @@ class Weighing:
         much: origins may bring many times as much. Then half of the time says enough.
         """
         board = self._board
-        if board.stealing:
-            return True
         so_far_s = now_s - board.begun_s
         after_s = self._limits.steal_after_s
         if so_far_s <= (after_s / 2 if much else after_s):

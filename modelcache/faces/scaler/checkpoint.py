@@ -36,10 +36,7 @@ CONTENT_MAX: Final = 96 * 1024  # as base64; what the schema admits, and far bel
 PLAIN_MAX: Final = 256 * 1024  # uncompressed
 TIME_MAX_S: Final = 1e11  # the year 5138; what is above is no time in seconds
 
-_DAMAGE: Final = (
-    *(ArithmeticError, LookupError, RecursionError),
-    *(TypeError, ValueError, zlib.error),
-)
+_DAMAGE: Final = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,8 @@ from modelcache.faces.scaler.declared import Key, key_of
 
 ONE_BY_ONE_MAX: Final = 16
 """More are listed, as when a scaler begins; few are those of objects that come later."""
-PAGE: Final = (
-    100  # objects of a list that are in memory at once; 10 MB if all are as large as can be
-)
+PAGE: Final = 100
+"""Objects of a list that are in memory at once; 10 MB if all are as large as can be."""
 TOLD_MAX: Final = 1000  # refusals that are remembered as told
 NO_SUCH_KIND: Final = (
     "the cluster has no ModelScaleCheckpoint; "

@@ -2,9 +2,8 @@
 
 A few threads take requests. What can be answered is answered at once; a read of bytes that are not
 here is parked, and one more thread looks after those. Another one tells the kernel what it should
-forget. Of what a file holds it knows nothing but
-what its `Contents` says. Whatever goes wrong in answering is EIO to who asked: an answer that never
-came would hang the reader for good.
+forget. Of what a file holds it knows nothing but what its `Contents` says. Whatever goes wrong in
+answering is EIO to who asked: an answer that never came would hang the reader for good.
 
 It is longer than others because all requests of a mount are told apart here.
 """
