@@ -110,6 +110,7 @@ def test_rules_and_dashboard_ask_only_for_what_there_is(exposed: str):
     known = set(re.findall(r"^# TYPE (\S+)", exposed, re.MULTILINE)) | recorded
     known |= {f"{name}_bucket" for name in known}
     known |= {"modelcache_peers", "modelcache_peer_namesakes"}  # of agents with others around them
+    known |= {"modelcache_scaler_checkpoints_total"}  # of the scaler
     assert names - known == set()
 
 
