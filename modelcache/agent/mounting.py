@@ -8,6 +8,7 @@ mixed into what is shown.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -16,7 +17,7 @@ from modelcache.agent.engine import Engine
 from modelcache.agent.progressing import is_passing, retry_delay_s
 from modelcache.agent.snapshot import Snapshot
 from modelcache.agent.streaming import Report, Streaming
-from modelcache.domain.manifests import Manifest
+from modelcache.domain.manifests import Manifest, ModelId
 from modelcache.domain.refs import Ref
 from modelcache.errors import Cancelled, ModelcacheError, OriginChanged
 from modelcache.transfer.report import ProgressCallback
@@ -37,13 +38,15 @@ class StreamingPull:
         report: Report,
         *,
         progress: ProgressCallback | None = None,
+        covering: Callable[[ModelId], None] = lambda _: None,
     ) -> None:
-        """progress: as for Engine.pull, in a thread of ours."""
+        """progress: as for Engine.pull, in a thread of ours. covering: as for Streaming."""
         self._engine = engine
         self._ref = ref
         self._target = target
         self._report = report
         self._progress = progress
+        self._covering = covering
         self._cancel = threading.Event()
         self._alone = threading.Event()  # somebody waits, and nothing is being fetched
         self._known = threading.Event()  # what this comes to: a mount, a warm model, or an error
@@ -86,6 +89,7 @@ class StreamingPull:
                     cancel=self._cancel,
                     resolved=self._resolved,
                 )
+                self._arrived()
                 break
             except Cancelled:
                 break
@@ -114,6 +118,7 @@ class StreamingPull:
                 self._engine.settings.stream,
                 self._report,
                 alone=self._alone.set,
+                covering=lambda: self._covering(manifest.model_id),
             )
             streaming.begin()
             self._streaming = streaming
@@ -123,6 +128,11 @@ class StreamingPull:
                 f"{self._ref.redacted()} means another model now; unmount and mount it again"
             )
         else:
+            self._streaming.give_up(given_up=False)
+
+    def _arrived(self) -> None:
+        """All of it is here."""
+        if self._streaming is not None:
             self._streaming.give_up(given_up=False)
 
     def _failed(self, streaming: Streaming, error: ModelcacheError, attempts: int) -> None:

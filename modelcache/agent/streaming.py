@@ -1,7 +1,8 @@
 """A model shown at a path before all of it is here: every file with its size, bytes as they come.
 
 It joins a mount's session with what arrives. A read of missing bytes makes their chunks the most
-urgent; complete files are the kernel's to read. What brings the model is not its business: a pull
+urgent; complete files are the kernel's to read, and where it cannot do that beneath the mount, the
+snapshot of a model that is here by now covers it. What brings the model is not its business: a pull
 of this process that is told of here, or another process over the same store.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -34,7 +36,7 @@ class Report(Protocol):
     """Who is told what happens to readers: an event log, or a terminal."""
 
     def __call__(self, what: str, **details: Any) -> None:  # noqa: ANN401 - for JSON
-        """what: timed_out, failed, doubted, no_passthrough, bug."""
+        """what: timed_out, failed, doubted, no_passthrough, no_cover, bug."""
         ...
 
 
@@ -103,12 +105,14 @@ class Streaming:
         save: Callable[[dict[str, Any]], None] = lambda _: None,
         over: Callable[[], None] = lambda: None,
         alone: Callable[[], None] = lambda: None,
+        covering: Callable[[], None] = lambda: None,
     ) -> None:
         """manifest: which the store has. sub_path: a folder of the model; empty for all.
 
         save: is given what the next process has to know to go on with the mount, before it takes
         effect. over: called when the mount is gone, and nobody has a file of it open. alone: called
-        while somebody waits and nothing is being fetched.
+        while somebody waits and nothing is being fetched. covering: called before the snapshot
+        covers the mount, which stays whatever becomes of this process; not if it raises.
         Nothing is mounted yet. Raises UsageError for a folder that the model does not have, and
         for a model whose files only unpacking can tell.
         """
@@ -120,6 +124,7 @@ class Streaming:
             raise UsageError(f"the model has no folder {sub_path!r}")
         self.manifest = manifest
         self.target = target
+        self._sub_path = sub_path
         self._engine = engine
         self._settings = settings
         self._report = report
@@ -135,6 +140,7 @@ class Streaming:
         self._lease: Lease | None = None
         self._channel: Channel | None = None
         self._over = over
+        self._covering = covering
         self._session: Session | None = None
 
     def begin(self) -> None:
@@ -146,7 +152,7 @@ class Streaming:
         self._hold()
         channel = Channel.open()
         try:
-            channel.mount(self.target)
+            channel.mount(self.target, self._name)
         except MountFailed:
             channel.close()
             self._let_go()
@@ -158,6 +164,7 @@ class Streaming:
         self._keep(session.state())
         if not widen_readahead(self.target):
             self._report("slow_readahead", message="the kernel's readahead could not be set")
+        session.news()  # what is mounted anew after a restart may be here already
 
     def take_over(self, fd: int, saved: Mapping[str, Any]) -> None:
         """Go on with what another process has begun and `save`d. Owns the descriptor.
@@ -212,6 +219,7 @@ class Streaming:
             before=before,
             keep=self._keep,
             ended=self._let_go,
+            cover=self._cover,
         )
         self._session = session
         session.start()
@@ -219,6 +227,26 @@ class Streaming:
         audience = Audience(session.news, self._doubt, first)
         self._held.enter_context(self._engine.arriving.attended(audience))
         return session
+
+    @property
+    def _name(self) -> str:
+        """What the mount is called in the kernel's table: two that show the same are the same."""
+        part = f"#{sha256(self._sub_path.encode()).hexdigest()[:12]}" if self._sub_path else ""
+        return f"modelcache:{self.manifest.model_id[:12]}{part}"
+
+    def _cover(self) -> bool:
+        """See Session. True when it is covered, or cannot or shall not be."""
+        if not self._settings.cover:
+            return True
+        snapshot = self._engine.store.snapshot_path(self.manifest.model_id)
+        if snapshot is None:
+            return False
+        try:
+            self._covering()
+            mounts.cover(snapshot / self._sub_path, self.target, self._name)
+        except ModelcacheError as error:
+            self._report("no_cover", message=error.message)
+        return True
 
     def give_up(self, *, given_up: bool) -> None:
         """Say whether what is missing will never come: then nobody waits for it."""

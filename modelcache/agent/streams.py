@@ -2,7 +2,8 @@
 
 Each mount's descriptor is also with the holder, and what the next agent has to know of it in a
 file, so that an agent that was killed is followed by one that goes on. Where that cannot be, the
-mount is made anew, and said so: who had files of the old one open has got errors.
+mount is made anew, and said so: who had files of the old one open has got errors. One that is
+covered by its model's snapshot needs nobody: it stays as it is.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from modelcache.agent.streaming import Streaming
 from modelcache.config import StreamSettings
 from modelcache.domain.volumes import Volume
 from modelcache.errors import ModelcacheError, MountFailed
+from modelcache.mounts.fuse import FILESYSTEM
 from modelcache.mounts.keeper import Keeper
 
 TROUBLE_EVERY_S: Final = 1.0  # at most one event of a kind and volume: a hundred readers fail alike
@@ -152,8 +154,11 @@ class Streams:
                 self._stop_watching = self._events.watch(self._heard)
 
     def _remount(self, mount: _Mount, why: str) -> None:
-        """Mount anew what cannot be gone on with."""
+        """Mount anew what cannot be gone on with, unless a snapshot covers it."""
         volume = mount.volume
+        self._over(mount)  # or the holder would have readers of the old mount wait for nobody
+        if is_covered(Path(volume.target)):
+            return
         try:
             mounts.unmount(Path(volume.target))
             self.begin(volume, mount.wanted)
@@ -217,3 +222,9 @@ class Streams:
                 mount = _Mount(volume, str(plain["wanted"]), str(plain["name"]))
                 found[volume.volume_id] = (mount, dict(plain["state"]))
         return found
+
+
+def is_covered(target: Path) -> bool:
+    """Whether what is seen at a streaming mount's place is no stream any more."""
+    seen = mounts.top_at(target)
+    return seen is not None and seen.target == str(target) and seen.filesystem != FILESYSTEM

@@ -275,6 +275,8 @@ class StreamSettings:
     """Most bytes fetched ahead of a reader that reads on; 0 for none."""
     passthrough: bool = True
     """Let the kernel read complete files without us, where it can (Linux 6.9)."""
+    cover: bool = True
+    """Where it cannot, mount the snapshot over the stream once all of the model is here."""
     hold_s: float = 60.0
     """How long mounts of an agent that died wait for the next; 0: they die with it."""
     holder: str = ""

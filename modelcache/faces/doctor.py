@@ -99,9 +99,10 @@ def _streaming() -> Finding:
     words = platform.release().split(".")
     if (int(words[0]), int("".join(filter(str.isdigit, words[1])))) < PASSTHROUGH_KERNEL:
         said = (
-            "FUSE without passthrough: complete files are read through us, and mounts end with an "
+            "FUSE without passthrough: files are read through us until all of a model is here, and "
+            "mounts end with an agent that is killed before"
         )
-        return Finding(name, Verdict.OK, f"{said}agent that is killed")
+        return Finding(name, Verdict.OK, said)
     return Finding(name, Verdict.OK, "FUSE with passthrough, and mounts outlive their agent")
 
 

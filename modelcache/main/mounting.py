@@ -36,7 +36,9 @@ from modelcache.main.wanting import Agent
 if TYPE_CHECKING:
     from modelcache.agent.engine import Engine
     from modelcache.agent.snapshot import Snapshot
+    from modelcache.domain.manifests import ModelId
     from modelcache.domain.refs import Ref
+    from modelcache.domain.volumes import Volume
     from modelcache.store import Store as ModelStore
     from modelcache.transfer.report import Progress
 
@@ -225,21 +227,26 @@ def _volume_id(place: Path) -> str:
 def _bind(engine: Engine, snapshot: Snapshot, place: Path) -> dict[str, Any]:
     """Show a warm model, and protect it while it is shown."""
     from modelcache import mounts  # noqa: PLC0415 - see the package
-    from modelcache.agent.clock import wall_clock_s  # noqa: PLC0415
-    from modelcache.domain.volumes import Volume  # noqa: PLC0415
 
     mounts.unmount(place)
     _forget(engine.store)
-    volume = Volume(
-        _volume_id(place), str(place), snapshot.model_id, snapshot.ref, since_s=wall_clock_s()
-    )
-    engine.store.keep_volume(volume)
+    volume = _protect(engine.store, place, snapshot.model_id, snapshot.ref)
     try:
         mounts.bind_read_only(snapshot.path, place)
     except ModelcacheError:
         engine.store.drop_volume(volume)
         raise
     return {"target": str(place), "model_id": snapshot.model_id, "mode": "full"}
+
+
+def _protect(store: ModelStore, place: Path, model_id: ModelId, ref: str) -> Volume:
+    """Keep a model from eviction while it is mounted at a place, whoever lives. ref: redacted."""
+    from modelcache.agent.clock import wall_clock_s  # noqa: PLC0415
+    from modelcache.domain.volumes import Volume  # noqa: PLC0415
+
+    volume = Volume(_volume_id(place), str(place), model_id, ref, since_s=wall_clock_s())
+    store.keep_volume(volume)
+    return volume
 
 
 def _forget(store: ModelStore) -> None:
@@ -311,7 +318,11 @@ def _serve(engine: Engine, ref: Ref, place: Path, tell: Tell) -> None:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    pull = StreamingPull(engine, ref, place, report)
+
+    def covering(model_id: ModelId) -> None:
+        _protect(engine.store, place, model_id, ref.redacted())
+
+    pull = StreamingPull(engine, ref, place, report, covering=covering)
     begun = pull.begin(stopped)
     if isinstance(begun, Snapshot):
         tell(_bind(engine, begun, place))
@@ -322,3 +333,5 @@ def _serve(engine: Engine, ref: Ref, place: Path, tell: Tell) -> None:
             pass
     finally:
         pull.close()
+        with suppress(StoreError):
+            _forget(engine.store)

@@ -16,6 +16,7 @@ AT_RECURSIVE: Final = 0x8000
 OPEN_TREE_CLONE: Final = 1
 OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
+MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
 MOUNT_ATTR_RDONLY: Final = 0x1
 MOUNT_ATTR_NOSUID: Final = 0x2
 MOUNT_ATTR_NODEV: Final = 0x4
@@ -64,10 +65,19 @@ def move_mount(fd: int, target: str) -> None:
     _checked(done, target)
 
 
+def move_mount_onto(fd: int, place: int) -> None:
+    """Attach the mount behind a descriptor where another one leads. Raises OSError.
+
+    So it does where the mount that `place` was opened through is not mounted any more.
+    """
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    _checked(_libc.syscall(_SYS_MOVE_MOUNT, fd, b"", place, b"", flags), f"descriptor {place}")
+
+
 def mount(source: str, target: str, filesystem: str, flags: int, options: str) -> None:
     """Attach a filesystem at a path. Raises OSError."""
     done = _libc.mount(
-        source.encode(),
+        os.fsencode(source),
         os.fsencode(target),
         filesystem.encode(),
         ctypes.c_ulong(flags),

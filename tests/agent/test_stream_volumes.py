@@ -22,12 +22,12 @@ from modelcache.domain.refs import parse_ref
 from modelcache.domain.volumes import MountMode, Volume, VolumeRequest
 from modelcache.domain.wanted import ModelPhase
 from modelcache.errors import Leased, NotWarmYet
-from modelcache.mounts import mounts_at
+from modelcache.mounts import mounts_at, mounts_below
 from tests.agent.nodes import MIB, Models, node_settings, ref_to, wait_event, wait_for, wait_phase
 from tests.agent.support import CHUNK_BYTES, random_bytes
 from tests.kernel.roots import targets
 from tests.kernel.streams import needs_fuse, until
-from tests.servers.faults import Fault, held_from
+from tests.servers.faults import Fault, Waiting, held_from
 from tests.servers.nginx import Nginx
 
 pytestmark = [pytest.mark.kernel, needs_fuse]
@@ -192,3 +192,107 @@ def test_an_agent_that_finds_a_mount_which_nobody_held_makes_it_anew_and_says_so
         assert len(mounts_at(target)) == 1
         with (target / "model.safetensors").open("rb") as file:
             assert os.pread(file.fileno(), 100, 0) == DATA[:100]
+
+
+# As on a kernel without passthrough: a complete model covers its stream
+
+
+@pytest.fixture
+def without(chosen: Settings) -> Settings:
+    return replace(chosen, stream=replace(chosen.stream, passthrough=False))
+
+
+def covered(target: Path) -> list[int]:
+    """The mounts there as soon as they are two: the stream, and what covers it."""
+    return until(
+        lambda: [each.mount_id for each in found] if len(found := mounts_at(target)) == 2 else [],
+        "not covered",
+    )
+
+
+def test_a_covered_volume_protects_its_model_and_is_taken_away_whole(
+    without: Settings, root: Path, models: Models
+):
+    rest = Waiting(4 * CHUNK_BYTES)
+    proxy = models.add("m", plan=rest)
+    wanted = request(root, str(ref_to(proxy, "m")))
+    with volumes_of(without) as (volumes, _, engine):
+        volume = streamed(volumes, wanted)
+        target = Path(volume.target)
+        assert len(mounts_at(target)) == 1
+        rest.release()
+        ids = covered(target)
+        assert (target / "model.safetensors").read_bytes() == DATA
+        snapshot = engine.store.snapshot_path(volume.model_id)
+        assert snapshot is not None
+        assert target.stat().st_ino == snapshot.stat().st_ino
+        assert volumes.publish(wanted) == volume
+        assert [each.mount_id for each in mounts_at(target)] == ids, "asking twice is asking once"
+        assert volumes.usage("v1") == (volume, True, SIZE, 1)
+        with pytest.raises(Leased):
+            engine.store.remove_model(volume.model_id)
+        assert volumes.unpublish("v1", volume.target)
+        assert mounts_below(root) == []
+        assert not volumes.unpublish("v1", volume.target)
+        engine.store.remove_model(volume.model_id)
+
+
+def test_an_agent_leaves_a_covered_mount_as_it_is_though_nobody_held_it(
+    without: Settings, root: Path, models: Models
+):
+    rest = Waiting(4 * CHUNK_BYTES)
+    proxy = models.add("m", plan=rest)
+    with volumes_of(without) as (volumes, _, _):
+        volume = streamed(volumes, request(root, str(ref_to(proxy, "m"))))
+        rest.release()
+        ids = covered(Path(volume.target))
+    for _ in range(2):
+        with volumes_of(without) as (volumes, node, engine):
+            assert volumes.volumes() == [volume]
+            assert [each.mount_id for each in mounts_at(Path(volume.target))] == ids
+            with pytest.raises(Leased):
+                engine.store.remove_model(volume.model_id)
+            events, _ = node.events.after(0)
+            assert EventKind.STREAM_REMOUNTED not in {event.kind for event in events}
+    with volumes_of(without) as (volumes, _, engine):
+        assert volumes.unpublish("v1", volume.target)
+        assert mounts_below(root) == []
+        assert not list(engine.store.layout.streams.iterdir())
+
+
+def test_a_folder_of_a_model_is_covered_by_that_folder(
+    without: Settings, root: Path, web: tuple[Nginx, Path]
+):
+    for name, data in (("m/inner/weights.bin", DATA), ("m/other.bin", DATA[:10])):
+        path = web[1] / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    slow = replace(without, transfer=replace(without.transfer, bandwidth_limit_bytes_s=20 * MIB))
+    with volumes_of(slow) as (volumes, _, _):
+        volume = streamed(volumes, request(root, f"{web[0].url}/m/", sub_path="inner"))
+        target = Path(volume.target)
+        covered(target)
+        assert [path.name for path in target.iterdir()] == ["weights.bin"]
+        assert (target / "weights.bin").read_bytes() == DATA
+        assert volumes.unpublish("v1", volume.target)
+
+
+def test_a_cover_that_cannot_be_is_told_once_and_the_stream_goes_on(
+    without: Settings, root: Path, web: tuple[Nginx, Path], models: Models
+):
+    """The store has been tampered with: where the folder should be there is none."""
+    (web[1] / "m").mkdir()
+    rest = Waiting(4 * CHUNK_BYTES)
+    proxy = models.add("m/inner", plan=rest)
+    wanted = request(root, f"{proxy.url}/m/", sub_path="inner")
+    with volumes_of(without) as (volumes, node, engine):
+        volume = streamed(volumes, wanted)
+        engine.store.layout.snapshot(volume.model_id).mkdir(parents=True)
+        event = wait_event(node, EventKind.STREAM_TROUBLE)
+        assert event.data["what"] == "no_cover"
+        assert "No such file or directory" in event.data["message"]
+        target = Path(volume.target)
+        rest.release()
+        assert (target / "model.safetensors").read_bytes() == DATA
+        assert len(mounts_at(target)) == 1
+        assert volumes.streams() == (1, {"no_cover": 1})

@@ -16,13 +16,13 @@ from modelcache.agent.events import EventKind
 from modelcache.domain.refs import parse_ref
 from modelcache.domain.volumes import MountMode, VolumeRequest
 from modelcache.errors import NotWarmYet
-from modelcache.mounts import mounts_at
+from modelcache.mounts import mounts_at, mounts_below
 from tests.agent.support import random_bytes
 from tests.kernel.roots import targets
 from tests.kernel.streams import WAIT_S, kernel, needs_fuse, reading, result, until
 from tests.main.support import Shell, chunks_kept
 from tests.main.test_agent import Agent, agent
-from tests.servers.faults import FaultProxy, held_from
+from tests.servers.faults import FaultProxy, Waiting, held_from
 from tests.servers.nginx import Nginx
 
 pytestmark = [
@@ -95,7 +95,12 @@ def shell(tmp_path: Path) -> Shell:
 
 @contextmanager
 def streaming_agent(
-    shell: Shell, tmp_path: Path, *, hold_s: float = HOLD_S, rate: str = "0"
+    shell: Shell,
+    tmp_path: Path,
+    *,
+    hold_s: float = HOLD_S,
+    rate: str = "0",
+    passthrough: bool = True,
 ) -> Iterator[Agent]:
     config = tmp_path / "config.toml"
     config.write_text(
@@ -108,6 +113,7 @@ stall_timeout_s = 20
 [stream]
 read_timeout_s = {READ_TIMEOUT_S}
 hold_s = {hold_s}
+passthrough = {str(passthrough).lower()}
 """
     )
     with agent(shell, tmp_path, "--config", str(config)) as running:
@@ -252,3 +258,99 @@ def test_a_command_has_the_agent_mount_and_unmount(
         assert outside.code == 1
         assert "volumes may be published below" in outside.complaint
     assert mounts_at(target) == []
+
+
+def covered(target: Path) -> list[int]:
+    """The mounts there as soon as they are two: the stream, and what covers it."""
+    return until(
+        lambda: [each.mount_id for each in found] if len(found := mounts_at(target)) == 2 else [],
+        "not covered",
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_model_that_covers_its_stream_needs_no_agent_and_is_taken_over_once(
+    shell: Shell, proxy: FaultProxy, root: Path, tmp_path: Path, number: signal.Signals
+):
+    rest = proxy.plan = Waiting(20 * CHUNK_BYTES)
+    target = root / "v1"
+    with streaming_agent(shell, tmp_path, passthrough=False) as running:
+        published(running, target, f"{proxy.url}/m/")
+        early = os.open(target / "weights.bin", os.O_RDONLY)
+        assert os.pread(early, 10, 0) == DATA[:10]
+        rest.release()
+        ids = covered(target)
+        running.process.send_signal(number)
+        running.process.wait(WAIT_S)
+    try:
+        assert (target / "weights.bin").read_bytes() == DATA, "while there is no agent"
+        with streaming_agent(shell, tmp_path, passthrough=False) as running:
+            told(running, EventKind.STREAM_TAKEN_OVER)
+            assert os.pread(early, 1000, 9 * CHUNK_BYTES) == DATA[9 * CHUNK_BYTES :][:1000]
+            assert (target / "weights.bin").read_bytes() == DATA
+            assert covered(target) == ids
+            assert running.client.unpublish("v1", str(target))
+            assert mounts_below(root) == []
+            assert os.pread(early, 1000, 11 * CHUNK_BYTES) == DATA[11 * CHUNK_BYTES :][:1000]
+    finally:
+        os.close(early)
+
+
+def test_a_model_that_covers_its_stream_outlives_whoever_has_held_that(
+    shell: Shell, proxy: FaultProxy, root: Path, tmp_path: Path
+):
+    """No agent comes in time: what was open through the stream ends, and nothing else."""
+    rest = proxy.plan = Waiting(20 * CHUNK_BYTES)
+    target = root / "v1"
+    with streaming_agent(shell, tmp_path, hold_s=0.5, passthrough=False) as running:
+        published(running, target, f"{proxy.url}/m/")
+        early = os.open(target / "weights.bin", os.O_RDONLY)
+        rest.release()
+        ids = covered(target)
+        kill(running)
+    try:
+        until(lambda: _is_dead(early), "somebody still holds it")
+        assert (target / "weights.bin").read_bytes() == DATA
+        with streaming_agent(shell, tmp_path, passthrough=False) as running:
+            assert [volume.volume_id for volume in running.client.volumes()] == ["v1"]
+            assert covered(target) == ids
+            assert (target / "weights.bin").read_bytes() == DATA
+            assert running.client.unpublish("v1", str(target))
+            assert mounts_below(root) == []
+    finally:
+        os.close(early)
+
+
+def test_where_a_kernel_does_not_ask_again_who_had_files_open_gets_an_error(
+    shell: Shell, proxy: FaultProxy, root: Path, tmp_path: Path
+):
+    """As before Linux 6.9: the mount is made anew, and nobody holds the old one any longer."""
+    proxy.plan = held_from(20 * CHUNK_BYTES)
+    target = root / "v1"
+    with streaming_agent(shell, tmp_path) as running:
+        published(running, target, f"{proxy.url}/m/")
+        early = os.open(target / "weights.bin", os.O_RDONLY)
+        kill(running)
+    (saved,) = (shell.store / "streams").glob("*.json")
+    plain = json.loads(saved.read_text())
+    plain["state"]["session"]["resend"] = False
+    saved.write_text(json.dumps(plain))
+    try:
+        with streaming_agent(shell, tmp_path) as running:
+            told(running, EventKind.STREAM_REMOUNTED)
+            until(lambda: _is_dead(early), "somebody still holds it")
+            with (target / "weights.bin").open("rb") as file:
+                assert file.read(10) == DATA[:10]
+            assert running.client.unpublish("v1", str(target))
+    finally:
+        os.close(early)
+
+
+def _is_dead(fd: int) -> bool:
+    """Whether nobody answers for a file of a stream, nor ever will."""
+    try:
+        os.fstat(fd)
+        os.pread(fd, 1, len(DATA) - 1)
+    except OSError as error:
+        return error.errno in {errno.ENOTCONN, errno.ECONNABORTED}
+    return False

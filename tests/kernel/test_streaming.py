@@ -163,6 +163,7 @@ def test_a_complete_file_needs_nobody_who_serves_it(proxy: FaultProxy, tmp_path:
         until(lambda: _is_passed_through(mount.target, mount.process.pid), "no passthrough")
         assert (mount.target / "weights.bin").stat().st_ino == inode
         assert held.read() == DATA[10:]
+        assert len(mounts_at(mount.target)) == 1, "nothing needs to cover it"
 
 
 def _is_passed_through(target: Path, pid: int) -> bool:
@@ -272,7 +273,8 @@ def test_a_signal_ends_it_and_leaves_nothing_mounted(proxy: FaultProxy, tmp_path
 
 def test_the_kernel_reads_so_far_ahead_and_no_farther(proxy: FaultProxy, tmp_path: Path):
     most = READAHEAD_KB << 10
-    with streaming(tmp_path, f"{proxy.url}/", MODELCACHE_STREAM_PASSTHROUGH="false") as mount:
+    plain = {"MODELCACHE_STREAM_PASSTHROUGH": "false", "MODELCACHE_STREAM_COVER": "false"}
+    with streaming(tmp_path, f"{proxy.url}/", **plain) as mount:
         setting = Path(f"/sys/class/bdi/{mounts_at(mount.target)[-1].device}/read_ahead_kb")
         if not os.access(setting, os.W_OK):
             pytest.skip(f"{setting} may not be written here")

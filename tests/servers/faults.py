@@ -18,6 +18,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 PIECE_BYTES = 256 << 10
+WAIT_S = 60.0  # longest time that a request is held for a test that has failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,24 @@ def held_from(start: int, suffix: str = "") -> Plan:
         return Fault(stall_at=0) if held and request.path.endswith(suffix) else None
 
     return plan
+
+
+class Waiting:
+    """A plan: range reads that start there or later wait until `release`, and then go well."""
+
+    def __init__(self, start: int, suffix: str = "") -> None:
+        self._start = start
+        self._suffix = suffix
+        self._released = threading.Event()
+
+    def release(self) -> None:
+        self._released.set()
+
+    def __call__(self, request: Request) -> Fault | None:
+        held = request.span is not None and request.span[0] >= self._start
+        if held and request.path.endswith(self._suffix):
+            self._released.wait(WAIT_S)
+        return None
 
 
 def random_faults(seed: int, share: float = 0.2, most: int = 40) -> Plan:

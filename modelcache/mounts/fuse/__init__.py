@@ -6,8 +6,8 @@ a mount whose server has died. `protocol` packs and unpacks; `channel` is /dev/f
 is shown; `session` answers; `parking` keeps reads that wait; `windows` tells how files are read.
 """
 
-from modelcache.mounts.fuse.channel import Channel, widen_readahead
+from modelcache.mounts.fuse.channel import FILESYSTEM, Channel, widen_readahead
 from modelcache.mounts.fuse.session import Contents, Report, Session
 from modelcache.mounts.fuse.tree import Tree
 
-__all__ = ["Channel", "Contents", "Report", "Session", "Tree", "widen_readahead"]
+__all__ = ["FILESYSTEM", "Channel", "Contents", "Report", "Session", "Tree", "widen_readahead"]

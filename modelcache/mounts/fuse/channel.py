@@ -42,15 +42,18 @@ class Channel:
                 f"cannot open {DEVICE}: {error.strerror}; a streaming mount needs FUSE"
             ) from error
 
-    def mount(self, target: Path) -> None:
-        """Attach it: read-only, no set-user-id, no devices, for every user. Raises MountFailed."""
+    def mount(self, target: Path, name: str = "modelcache") -> None:
+        """Attach it: read-only, no set-user-id, no devices, for every user. Raises MountFailed.
+
+        name: what the table of mounts shall have for its source.
+        """
         options = (
             f"fd={self.fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,"
             f"max_read={protocol.READ_BYTES_MAX}"
         )
         flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
         try:
-            syscalls.mount("modelcache", str(target), FILESYSTEM, flags, options)
+            syscalls.mount(name, str(target), FILESYSTEM, flags, options)
         except OSError as error:
             why = error.strerror or type(error).__name__
             if error.errno in {errno.EPERM, errno.EACCES}:

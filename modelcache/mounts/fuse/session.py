@@ -101,12 +101,15 @@ class Session:
         before: Mapping[str, Any] | None = None,
         keep: Callable[[dict[str, Any]], None] = lambda _: None,
         ended: Callable[[], None] = lambda: None,
+        cover: Callable[[], bool] = lambda: True,
     ) -> None:
         """passthrough: let the kernel read complete files itself, where it can.
 
         before: the state of another process that has served this mount, which the tree has taken
         over. keep: is given the state that the next one needs, before it takes effect. ended:
-        called once, when the mount is gone and nobody has a file of it open.
+        called once, when the mount is gone and nobody has a file of it open. cover: asked, where
+        the kernel does not read complete files itself, whenever more of them may be; True ends
+        that. It may not ask for anything of the mount, nor raise.
         """
         self._channel = channel
         self._tree = tree
@@ -117,6 +120,8 @@ class Session:
         self._wants_passthrough = passthrough
         self._keep = keep
         self._on_end = ended
+        self._cover = cover
+        self._covered = False  # or never to be
         self._taken_over = before is not None
         self.passthrough = bool(passthrough and before and before.get("passthrough"))
         """Whether the kernel has it."""
@@ -488,7 +493,10 @@ class Session:
 
     def _complete(self) -> None:
         """Files that are complete by now are the kernel's to read for whoever opens them next."""
+        if not (self._ready.is_set() or self._taken_over):
+            return  # it is not known yet what the kernel can
         if not self.passthrough:
+            self._covered = self._covered or self._cover()
             return
         for node in self._tree.files:
             if not node.cached:
