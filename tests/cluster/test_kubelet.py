@@ -42,8 +42,10 @@ from tests.cluster.kubelet import (
 from tests.cluster.support import events_of, remove, wait_until
 from tests.cluster.test_whole import Commands
 from tests.faces.webhook.servers import hook
+from tests.kernel.streams import needs_fuse
 from tests.servers.certificates import Certificates, make_certificates
 from tests.servers.control_plane import ControlPlane
+from tests.servers.faults import Waiting
 from tests.servers.nginx import Nginx
 from tests.servers.process import ServerUnavailable, free_port
 
@@ -231,6 +233,54 @@ def test_an_annotated_pod_sees_its_model_and_keeps_it(world: World, models: Mode
     assert status.restartCount == 0
 
     world.client.delete(Pod, "server", namespace="default")
+    wait_until(lambda: not ours(world.kubelet), WAIT_S)
+
+
+COUNTING = """
+while true; do
+  grep -c ' /models/m ' /proc/self/mountinfo > /out/new && cat /out/new > /out/mounts
+  if [ -e /out/read ]; then
+    sha256sum /models/m/model.safetensors > /out/new && cat /out/new > /out/sum
+  fi
+  sleep 1
+done
+"""
+
+
+@needs_fuse
+def test_a_pod_that_streams_has_the_stored_files_once_all_of_them_are_here(
+    world: World, models: Models, monkeypatch: pytest.MonkeyPatch
+):
+    """As on a kernel without passthrough; the container runs before the model is there."""
+    world.agents.close()
+    monkeypatch.setenv("MODELCACHE_STREAM_PASSTHROUGH", "false")
+    monkeypatch.setenv("MODELCACHE_STREAM_HOLD_S", "0")
+    process = world.agents.enter_context(world.commands.agent(NODE))
+    rest = Waiting(MODEL_BYTES // 2)
+    ref = str(ref_to(models.add("m", MODEL_BYTES, plan=rest), "m"))
+    expected = hashlib.sha256(random_bytes(MODEL_BYTES, 0)).hexdigest()
+    wanted = pod("streams", f"{ref}=/models/m", world.out, COUNTING)
+    assert wanted.metadata is not None
+    assert wanted.metadata.annotations is not None
+    wanted.metadata.annotations["modelcache.io/mode"] = "stream"
+
+    def said(name: str, begins: str) -> bool:
+        path = world.out / name
+        return path.exists() and path.read_text().startswith(begins)
+
+    created(world, wanted)
+    try:
+        wait_until(lambda: said("mounts", "1"), WAIT_S)
+    finally:
+        rest.release()
+    wait_until(lambda: said("mounts", "2"), WAIT_S)
+
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (world.out / "read").touch()
+    wait_until(lambda: said("sum", expected), WAIT_S)
+    world.agents.enter_context(world.commands.agent(NODE))
+    world.client.delete(Pod, "streams", namespace="default")
     wait_until(lambda: not ours(world.kubelet), WAIT_S)
 
 

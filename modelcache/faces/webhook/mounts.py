@@ -29,11 +29,20 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A model at a path. volume: its name in the pod."""
+    """A model at a path. volume: its name in the pod. streams: whether it may come meanwhile."""
 
     ref: Ref
     volume: str
     path: str
+    streams: bool = False
+
+    def to_json(self) -> Json:
+        """What a container says to have it.
+
+        What covers a stream when all of it is here comes to containers that run by then.
+        """
+        plain: Json = {"name": self.volume, "mountPath": self.path, "readOnly": True}
+        return {**plain, "mountPropagation": "HostToContainer"} if self.streams else plain
 
 
 def volume_name(ref: Ref) -> str:
@@ -44,7 +53,7 @@ def volume_name(ref: Ref) -> str:
 def mounts_of(asked: PodModels) -> list[Mount]:
     """Each model that is to be seen at a path."""
     return [
-        Mount(model.ref, volume_name(model.ref), model.mount_path)
+        Mount(model.ref, volume_name(model.ref), model.mount_path, asked.mode is MountMode.STREAM)
         for model in asked.models
         if model.mount_path
     ]
@@ -83,7 +92,7 @@ def new_mounts(
             continue
         for other in present:
             _check(container["name"], mount, other)
-        added.append({"name": mount.volume, "mountPath": mount.path, "readOnly": True})
+        added.append(mount.to_json())
     return added
 
 

@@ -140,6 +140,9 @@ def test_the_mode_goes_to_the_driver_and_a_wrong_one_is_told():
     after = mutated(annotated)
     attributes = after["spec"]["volumes"][0]["csi"]["volumeAttributes"]
     assert attributes == {"model": LLAMA, "mode": "stream"}
+    (mount,) = mutated(annotated)["spec"]["containers"][0]["volumeMounts"]
+    assert mount == {**MOUNT, "mountPropagation": "HostToContainer"}
+    assert mutated(mutated(annotated)) == mutated(annotated)
     annotated["metadata"]["annotations"][names.MODE] = "full"
     assert mutated(annotated)["spec"]["volumes"] == [VOLUME]
     annotated["metadata"]["annotations"][names.MODE] = "lazy"
