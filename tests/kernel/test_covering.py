@@ -16,14 +16,23 @@ from pathlib import Path
 import pytest
 
 from modelcache.errors import MountFailed
-from modelcache.mounts import bind_read_only, cover, mounts_at, mounts_below, syscalls, unmount
-from modelcache.mounts.fuse import FILESYSTEM
+from modelcache.mounts import (
+    bind_read_only,
+    cover,
+    mounts_at,
+    mounts_below,
+    syscalls,
+    top_at,
+    unmount,
+)
+from modelcache.mounts.fuse import FILESYSTEM, Channel
 from tests.agent.support import random_bytes
 from tests.kernel.roots import needs_root, targets
 from tests.kernel.streams import (
     CHUNK_BYTES,
     WAIT_S,
     Mount,
+    kernel,
     needs_fuse,
     reading,
     result,
@@ -186,6 +195,26 @@ def test_what_another_mount_hides_is_left_alone(source: Path, root: Path):
     assert unmount(target)
 
 
+@needs_fuse
+def test_who_serves_the_mount_is_asked_for_nothing(source: Path, root: Path):
+    """Nobody serves it, so whatever were asked would wait for ever."""
+    target = root / "t"
+    target.mkdir()
+    channel = Channel.open()
+    try:
+        channel.mount(target, NAME)
+        assert cover(source, target, NAME)
+        assert not cover(source, target, NAME)
+        seen = top_at(target)
+        assert seen is not None
+        assert seen.filesystem != FILESYSTEM
+        assert (target / "weights").read_bytes() == b"w" * 10
+        assert unmount(target)
+    finally:
+        channel.close()
+    assert mounts_below(root) == []
+
+
 # Streams
 
 
@@ -336,3 +365,34 @@ for _ in sys.stdin:
             container.stdin.close()
             container.wait(WAIT_S)
             container.stdout.close()
+
+
+@needs_fuse
+@pytest.mark.skipif(kernel() < (6, 9), reason="passthrough came with Linux 6.9")
+def test_where_the_kernel_refuses_passthrough_the_model_covers_its_stream(
+    proxy: FaultProxy, rest: Waiting, tmp_path: Path
+):
+    """It does for files of an overlay, such as a container's own file system is."""
+    store = tmp_path / "store"
+    for each in ("upper", "work", "lower", "store"):
+        (tmp_path / each).mkdir()
+    options = ",".join(f"{each}dir={tmp_path / each}" for each in ("upper", "work", "lower"))
+    try:
+        syscalls.mount("overlay", str(store), "overlay", 0, options)
+    except OSError as error:
+        pytest.skip(f"no overlay can be mounted here: {error.strerror}")
+    try:
+        with streaming(tmp_path, f"{proxy.url}/") as mount:
+            assert (mount.target / "sub" / "config.json").read_bytes() == CONFIG
+            assert len(mounts_at(mount.target)) == 1
+            rest.release()
+
+            def covered() -> bool:
+                assert (mount.target / "weights.bin").read_bytes()[-777:] == DATA[-777:]
+                return len(mounts_at(mount.target)) == 2
+
+            until(covered, f"not covered: {mount.lines()}")
+            assert (mount.target / "weights.bin").read_bytes() == DATA
+            assert sum("no_passthrough" in line for line in mount.lines()) == 1
+    finally:
+        unmount(store)

@@ -347,6 +347,7 @@ class Session:
             except OSError as error:
                 self.passthrough, node.cached = False, True
                 self._report("no_passthrough", message=error.strerror or str(error.errno))
+                self._wake.set()  # it can be covered instead
             finally:
                 os.close(fd)
         self._write_down()
