@@ -156,16 +156,17 @@ class Streams:
     def _remount(self, mount: _Mount, why: str) -> None:
         """Mount anew what cannot be gone on with, unless a snapshot covers it."""
         volume = mount.volume
-        self._over(mount)  # or the holder would have readers of the old mount wait for nobody
-        if is_covered(Path(volume.target)):
-            return
-        try:
-            mounts.unmount(Path(volume.target))
-            self.begin(volume, mount.wanted)
-        except ModelcacheError as error:
-            self._trouble(volume, "not_mounted", message=error.message)
-        else:
+        if self._keeper is not None:
+            self._keeper.drop(mount.name)  # or who reads the old mount would wait for nobody
+        if not is_covered(Path(volume.target)):
+            try:
+                mounts.unmount(Path(volume.target))
+                self.begin(volume, mount.wanted)
+            except ModelcacheError as error:
+                self._trouble(volume, "not_mounted", message=error.message)
+                return
             self._events.add(EventKind.STREAM_REMOUNTED, why=why, **volume.to_json())
+        self._file(mount).unlink(missing_ok=True)
 
     def _over(self, mount: _Mount) -> None:
         """A mount is gone, with all that was open of it."""
