@@ -7,7 +7,6 @@ when somebody needs the memory. A copy on a tmpfs stays, and is for readers that
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import threading
 from collections import deque
@@ -21,6 +20,7 @@ from modelcache.domain.manifests import Manifest, ModelId
 from modelcache.domain.paths import parents
 from modelcache.errors import Cancelled, InvalidConfig, MemoryFull, NotInStore
 from modelcache.store import Store, files
+from modelcache.store.blocks import in_huge_pages
 from modelcache.store.copies import Copies
 from modelcache.store.residency import resident_bytes
 from modelcache.transfer.memory import available_bytes
@@ -224,8 +224,8 @@ class _Crew:
             raise Cancelled("stopped; what came into memory stays there for now")
 
     def _work(self) -> None:
-        # Page-aligned, for direct reads; and never larger, however large the model.
-        scratch = memoryview(mmap.mmap(-1, PIECE_BYTES))
+        # For direct reads; and never larger, however large the model.
+        scratch = in_huge_pages(PIECE_BYTES)
         try:
             while self._error is None and not self._cancel.is_set():
                 piece = self._left.popleft()

@@ -29,6 +29,7 @@ from modelcache.errors import ModelcacheError
 from modelcache.faces import units
 from modelcache.sources.opening import open_source
 from modelcache.store import files
+from modelcache.store.blocks import in_huge_pages
 from modelcache.transfer.memory import cheap_memory_bytes
 from modelcache.transfer.policy import MEMORY_SHARE
 
@@ -212,7 +213,7 @@ def _disk(path: Path) -> Finding:
 
 def _in_threads(write: Callable[[int, memoryview], int], size_bytes: int, threads: int = 4) -> None:
     def work(first: int) -> None:
-        block = memoryview(mmap.mmap(-1, BLOCK_BYTES))
+        block = in_huge_pages(BLOCK_BYTES)
         for offset in range(first * BLOCK_BYTES, size_bytes, threads * BLOCK_BYTES):
             write(offset, block)
 

@@ -7,7 +7,6 @@ long as with small pages, and twice the CPU. So they are asked for only while th
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-HUGE_BYTES: Final = 2 << 20  # a huge page of x86-64 and of arm64 with 4 KiB pages
+from modelcache.store.blocks import HUGE_BYTES, huge_offset
+
 HUGE_SPARE: Final = 2  # times what is needed has to be free: others take of it too
 _BUDDIES: Final = Path("/proc/buddyinfo")
 
@@ -46,7 +46,7 @@ def anonymous(size_bytes: int) -> Memory:
     )
     offset = 0
     if huge:
-        offset = -ctypes.addressof(ctypes.c_char.from_buffer(arena)) % HUGE_BYTES
+        offset = huge_offset(arena)
         _advise_huge(arena, offset, size_bytes // HUGE_BYTES * HUGE_BYTES)
     return Memory(memoryview(arena)[offset : offset + size_bytes], arena, offset)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import xxhash
 from modelcache.config import BLOCK_BYTES
 from modelcache.domain.ranges import ByteRange, ChunkGrid
 from modelcache.store import files
+from modelcache.store.blocks import in_huge_pages
 from modelcache.store.files import ALIGNMENT
 
 THREADS: Final = 4  # saturates one NVMe device here; hashing itself is 12 GB/s a core
@@ -31,8 +31,8 @@ def open_for_reading(path: Path) -> int:
 
 
 def new_buffer() -> memoryview:
-    """A page-aligned block."""
-    return memoryview(mmap.mmap(-1, BLOCK_BYTES))
+    """An aligned block, for reads past the page cache."""
+    return in_huge_pages(BLOCK_BYTES)
 
 
 def read_block(fd: int, span: ByteRange, buffer: memoryview) -> bool:

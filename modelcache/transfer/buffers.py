@@ -1,17 +1,17 @@
 """One bounded pool of page-aligned blocks; every byte from the network passes through it.
 
 The pool is one anonymous mapping, touched only as far as it is used: the free list is last in,
-first out, so a pull with few connections stays in few pages. Huge pages are asked for because a
-block is read, hashed and written as a whole and 4 KiB pages would cost a TLB miss each.
+first out, so a pull with few connections stays in few pages. Each block is a huge page where the
+kernel has one: a disk writes it in one piece (`store/blocks.py`).
 """
 
 from __future__ import annotations
 
-import mmap
 import threading
 from typing import Final
 
 from modelcache.config import BLOCK_BYTES
+from modelcache.store.blocks import in_huge_pages
 
 BLOCKS_MIN: Final = 8  # two connections with a block each, and room for a hedge
 
@@ -36,11 +36,7 @@ class BufferPool:
     def __init__(self, memory_bytes: int) -> None:
         count = max(BLOCKS_MIN, memory_bytes // BLOCK_BYTES)
         self.blocks = count
-        # One block more than needed, so that the first can start on a huge-page boundary.
-        self._arena = mmap.mmap(-1, (count + 1) * BLOCK_BYTES)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._advise_huge()
-        whole = memoryview(self._arena)
+        whole = in_huge_pages(count * BLOCK_BYTES)
         self._free = [
             Block(self, whole[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES])
             for index in reversed(range(count))
@@ -68,9 +64,3 @@ class BufferPool:
         with self._available:
             self._free.append(block)
             self._available.notify()
-
-    def _advise_huge(self) -> None:
-        try:
-            self._arena.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            return  # a kernel without transparent huge pages: slower by a few percent, no more

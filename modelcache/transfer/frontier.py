@@ -7,7 +7,6 @@ buffers while most of the pool is free, and is read back from the store otherwis
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -208,6 +207,6 @@ _local = threading.local()
 def _scratch() -> memoryview:
     """One aligned block per thread, outside the pool: reading back must not wait for the pool."""
     if not hasattr(_local, "block"):
-        _local.block = memoryview(mmap.mmap(-1, BLOCK_BYTES))
+        _local.block = hashing.new_buffer()
     block: memoryview = _local.block
     return block

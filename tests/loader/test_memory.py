@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from modelcache.loader import memory
-from modelcache.loader.memory import HUGE_BYTES, anonymous, free_huge_bytes
+from modelcache.loader.memory import anonymous, free_huge_bytes
 from modelcache.loader.plan import PAGE_BYTES
+from modelcache.store.blocks import HUGE_BYTES
 
 
 @pytest.mark.parametrize("free", [0, 1 << 40])

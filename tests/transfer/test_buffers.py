@@ -7,6 +7,7 @@ import threading
 import numpy as np
 
 from modelcache.config import BLOCK_BYTES
+from modelcache.store.blocks import HUGE_BYTES
 from modelcache.transfer.buffers import BLOCKS_MIN, BufferPool
 
 
@@ -15,13 +16,13 @@ def test_a_pool_has_as_many_blocks_as_its_memory():
     assert BufferPool(0).blocks == BLOCKS_MIN
 
 
-def test_blocks_are_page_aligned_and_apart():
+def test_blocks_are_huge_pages_and_apart():
     pool = BufferPool(0)
     blocks = [pool.take() for _ in range(pool.blocks)]
     addresses = sorted(
         np.frombuffer(b.view, np.uint8).__array_interface__["data"][0] for b in blocks
     )
-    assert all(address % 4096 == 0 for address in addresses)
+    assert all(address % HUGE_BYTES == 0 for address in addresses)
     gaps = np.diff(addresses)
     assert (gaps >= BLOCK_BYTES).all()
     assert {len(block.view) for block in blocks} == {BLOCK_BYTES}
