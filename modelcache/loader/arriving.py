@@ -22,10 +22,11 @@ from modelcache.domain.ranges import ByteRange
 from modelcache.domain.refs import Ref
 from modelcache.errors import BadTensors, DigestMismatch, NotFound, NotYet
 from modelcache.loader.index import INDEX_BYTES_MAX
-from modelcache.loader.loading import TensorFile, reading_threads
+from modelcache.loader.loading import TensorFile
 from modelcache.loader.local import LocalFile
 from modelcache.loader.plan import PAGE_BYTES, Piece
 
+THREADS: Final = 4  # that read: a network sets the pace, and the pull wants the processors
 STEP_S: Final = 0.5  # of a wait: how soon a pull that fails is heard of
 LOOK_S: Final = 0.1  # how often a file is looked for that another process may have brought
 
@@ -107,9 +108,9 @@ class ArrivingModel:
     """See `loading.Model`."""
 
     page_bytes = PAGE_BYTES
+    threads = THREADS
 
     def __init__(self, arrival: Arrival, manifest: Manifest) -> None:
-        self.threads = reading_threads()
         self._arrival = arrival
         self._files = {file.path: file for file in manifest.files}
         self._read: list[ArrivingFile] = []

@@ -31,6 +31,7 @@ from modelcache.loader.slicing import AxisRule, Choice, Part, chosen
 
 WINDOW_BYTES: Final = 128 << 20  # memory that is only passed through: two regions
 THREADS_MAX: Final = 64
+READING_THREADS: Final = 32  # on any machine: see `Folder`
 HEAD_BYTES: Final = 128 << 10  # read of each file first: all of most headers, in one request
 HEADERS_AT_ONCE: Final = 16
 
@@ -90,7 +91,12 @@ class Model(Protocol):
 
 
 class Folder:
-    """A directory of this machine, or a single file."""
+    """A directory of this machine, or a single file.
+
+    Four threads keep a disk busy. But fresh memory is zeroed before a disk may fill it, and threads
+    that wait for their turn at the disk have done that: 32 of them read 3.6 GB/s on two processors
+    where four read 3.3 and the disk gave 3.8. Of a warm file either read 12.5 GB/s.
+    """
 
     page_bytes = PAGE_BYTES
 
@@ -98,7 +104,7 @@ class Folder:
         self, path: Path, *, direct: bool, release: Callable[[], None] | None = None
     ) -> None:
         """release: called when it is closed. Raises NotFound."""
-        self.threads = reading_threads()
+        self.threads = READING_THREADS
         self._release = release
         self._direct = direct
         self._root = path.parent if path.is_file() else path
@@ -245,11 +251,6 @@ def _plan(shards: Shards, headers: Sequence[Header], wishes: Wishes, page_bytes:
     if not plan.names and wishes.choice.names:
         raise UsageError("the model has no tensor of such a name")
     return plan
-
-
-def reading_threads() -> int:
-    """Threads that read from disks and memory; past 8 nothing is gained (bench/load)."""
-    return min(8, max(4, 2 * (os.cpu_count() or 1)))
 
 
 def wishes(

@@ -20,6 +20,7 @@ from modelcache.loader.slicing import Part
 
 PAGE_BYTES: Final = 4096  # of O_DIRECT: offsets, sizes, addresses
 PIECE_BYTES: Final = 8 << 20  # one read; from 4 MiB on a disk gains nothing (bench/load)
+REST_BYTES_MAX: Final = 1 << 20  # goes with the piece before it rather than costing a request
 REGION_BYTES_MAX: Final = 64 << 20  # of several tensors together; a larger tensor has its own
 GAP_BYTES_MAX: Final = 64 << 10  # read through rather than around: a request costs as much
 RUNS_MAX: Final = 500  # of a scattered piece: each is two buffers, and IOV_MAX is 1024
@@ -109,13 +110,18 @@ def _joins(group: Sequence[Part], part: Part) -> bool:
 def _together(file: int, parts: Sequence[Part], page_bytes: int) -> Region:
     start = parts[0].start // page_bytes * page_bytes
     end = -(-parts[-1].end // page_bytes) * page_bytes
-    pieces = tuple(
-        Piece(at, size, size, 1, at - start)
-        for at in range(start, end, PIECE_BYTES)
-        for size in (min(PIECE_BYTES, end - at),)
-    )
+    pieces = tuple(Piece(at, size, size, 1, at - start) for at, size in _cut(start, end))
     places = tuple(part.start - start for part in parts)
     return Region(file, start, end - start, tuple(parts), places, pieces)
+
+
+def _cut(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where each piece begins, and its size."""
+    while start < end:
+        left = end - start
+        size = left if left <= PIECE_BYTES + REST_BYTES_MAX else PIECE_BYTES
+        yield start, size
+        start += size
 
 
 def _scattered(file: int, part: Part) -> Region:

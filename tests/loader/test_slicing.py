@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from modelcache.errors import UsageError
 from modelcache.loader.dtypes import DTYPES
 from modelcache.loader.header import Tensor
-from modelcache.loader.plan import PIECE_BYTES, regions
-from modelcache.loader.slicing import Choice
+from modelcache.loader.plan import PIECE_BYTES, REST_BYTES_MAX, regions
+from modelcache.loader.slicing import Choice, Part
 
 START = 100
 
@@ -91,3 +91,18 @@ def test_every_byte_of_every_part_is_in_just_one_piece(sizes: list[int], start: 
         assert at == region.start + region.size_bytes
     for number, size in enumerate(sizes):
         assert sum(brought for name, brought in found if name == str(number)) == size
+
+
+@pytest.mark.parametrize(
+    ("size", "pieces"),
+    [
+        (PIECE_BYTES, [PIECE_BYTES]),
+        (PIECE_BYTES + REST_BYTES_MAX, [PIECE_BYTES + REST_BYTES_MAX]),
+        (PIECE_BYTES + REST_BYTES_MAX + 1, [PIECE_BYTES, REST_BYTES_MAX + 1]),
+        (2 * PIECE_BYTES + 1, [PIECE_BYTES, PIECE_BYTES + 1]),
+    ],
+)
+def test_little_that_is_left_costs_no_request_of_its_own(size: int, pieces: list[int]) -> None:
+    part = Part("a", DTYPES["U8"], (size,), 0, size, size, 1)
+    (region,) = regions(0, [part], page_bytes=1)
+    assert [piece.size_bytes for piece in region.pieces] == pieces
