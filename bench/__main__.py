@@ -85,7 +85,10 @@ def main() -> None:
                     folder, 1 if options.quick else options.rounds
                 ),
                 "load": lambda: load.measure_loaders(
-                    folder, 1 if options.quick else options.rounds, quick=options.quick
+                    folder,
+                    1 if options.quick else options.rounds,
+                    quick=options.quick,
+                    cases=options.case,
                 ),
                 "autoscale": lambda: [
                     *study_of_scaling.measure(quick=options.quick),
@@ -106,6 +109,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--scenario", nargs="+", choices=list(Scenario), default=list(Scenario))
     parser.add_argument("--transport", nargs="+", choices=list(Transport), default=list(Transport))
     parser.add_argument("--tool", nargs="+", choices=list(TOOLS), default=list(TOOLS))
+    parser.add_argument("--case", nargs="+", choices=load.CASES, default=load.CASES, help="of load")
     parser.add_argument("--quick", action="store_true", help="1 GiB and 1,000 files, once")
     parser.add_argument("--folder", type=Path, help="a folder on the disk to measure (/tmp)")
     return parser.parse_args()

@@ -1,9 +1,8 @@
 """Loaders of tensors side by side: cold and warm, from a disk, from S3, and while a model arrives.
 
 Every loader runs as a process of its own, in turns, and loads all tensors of the same sharded
-model to the CPU (`bench/peers/load_tensors.py`). Cold: the files are put out of the page cache
-before. fio reads the same files with O_DIRECT in the same rounds, for what the disk gives. The
-model that arrives comes over a link of a fixed rate, between two network namespaces.
+model to the CPU (`bench/peers/load_tensors.py`); for the disk see `bench/load_disk.py`. The model
+that arrives comes over a link of a fixed rate, between two network namespaces.
 """
 
 from __future__ import annotations
@@ -12,18 +11,17 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from time import sleep
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from bench import measure
+from bench import load_disk, measure
+from bench.load_disk import COLD, LIMIT, USUAL, WARM, Run
 from tests.servers.minio import Minio
 from tests.servers.process import ServerUnavailable
 from tests.servers.uploads import upload_tree
@@ -34,12 +32,8 @@ GIB = 1 << 30
 GB = 1e9
 MIB = 1 << 20
 SHARDS = 4
-REST_S = 15.0  # a virtual disk saves up an allowance: nobody should begin with what others left
 ARRIVING_MBIT_S = 800.0
 BUCKET = "load"
-READ_AHEAD_KIB = 128  # Linux's default for disks
-USUAL = f"disk, cold, read-ahead {READ_AHEAD_KIB} KiB"
-FIO = "limit: fio, O_DIRECT"
 DISK_LOADERS = {
     "modelcache": None,
     "safetensors": "safetensors",
@@ -58,24 +52,31 @@ NAMES = {
     "runai": "Run:ai Model Streamer",
     "fastsafetensors": "fastsafetensors",
 }
-Run = dict[str, Any]
+ON_DISK = {
+    "cold": load_disk.cold,
+    "usual": load_disk.usual,
+    "warm": load_disk.warm,
+    "rests": load_disk.rests,
+}
+CASES = (*ON_DISK, "s3", "arriving")
+SHOWN = (COLD, USUAL, WARM, "S3", "arriving")
 
 
-def measure_loaders(folder: Path, rounds: int, *, quick: bool) -> list[Run]:
-    """Runs of all cases; those that this machine cannot do say so and are left out."""
+def measure_loaders(
+    folder: Path, rounds: int, *, quick: bool, cases: Sequence[str] = CASES
+) -> list[Run]:
+    """Runs of these cases; those that this machine cannot do say so and are left out."""
     size = GIB if quick else 2 * GIB
-    model = folder / "model"
-    write_model(model, size)
+    write_model(folder / "model", size)
     runs: list[Run] = []
-    for number in range(rounds):
-        runs += _disk_round(model, folder, number)
-    for number in range(rounds):
-        runs += _usual_readahead(model, folder, number)
-    for case in (_from_s3, _arriving):
+    for case in cases:
         try:
-            runs += case(folder, rounds)
+            if case in ON_DISK:
+                runs += _from_disk(case, folder, rounds)
+            else:
+                runs += (_from_s3 if case == "s3" else _arriving)(folder, rounds)
         except ServerUnavailable as error:
-            print(f"  {case.__name__}: left out: {error}", file=sys.stderr)
+            print(f"  {case}: left out: {error}", file=sys.stderr)
     return runs
 
 
@@ -99,45 +100,12 @@ def write_model(folder: Path, size_bytes: int) -> None:
     index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
 
-def _disk_round(model: Path, folder: Path, number: int) -> list[Run]:
-    runs: list[Run] = []
-    for cache in ("cold", "warm"):
-        contenders = [how for how, package in DISK_LOADERS.items() if _installed(how, package)]
-        if cache == "cold":
-            contenders.append(FIO)
-        turn = number % len(contenders)
-        for how in contenders[turn:] + contenders[:turn]:
-            (make_cold if cache == "cold" else measure.warm)(model)
-            if cache == "cold":
-                sleep(REST_S)
-            if how == FIO:
-                runs += _fio(model, number)
-                continue
-            runs.append(_load(f"disk, {cache}", how, number, folder, [str(model)]))
-    return runs
+def _from_disk(case: str, folder: Path, rounds: int) -> list[Run]:
+    def load(case: str, how: str, number: int, arguments: Sequence[str]) -> Run:
+        return _load(case, how, number, folder, arguments)
 
-
-def _usual_readahead(model: Path, folder: Path, number: int) -> list[Run]:
-    """Cold, with the read-ahead that Linux gives to disks; those that do direct reads don't care.
-
-    It is the machine's, so it is put back whatever happens.
-    """
-    device = model.stat().st_dev
-    setting = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/queue/read_ahead_kb")
-    if not os.access(setting, os.W_OK) or not setting.exists():
-        return []
-    before = setting.read_text()
-    runs: list[Run] = []
-    setting.write_text(str(READ_AHEAD_KIB))
-    try:
-        contenders = [how for how, package in DISK_LOADERS.items() if _installed(how, package)]
-        turn = number % len(contenders)
-        for how in contenders[turn:] + contenders[:turn]:
-            make_cold(model)
-            runs.append(_load(USUAL, how, number, folder, [str(model)]))
-    finally:
-        setting.write_text(before)
-    return runs
+    loaders = [how for how, package in DISK_LOADERS.items() if _installed(how, package)]
+    return ON_DISK[case](load, loaders, folder / "model", rounds)
 
 
 def _installed(how: str, package: str | None) -> bool:
@@ -145,47 +113,6 @@ def _installed(how: str, package: str | None) -> bool:
     if missing:
         print(f"  {how}: {missing[0]} is not installed; make .venv/.load", file=sys.stderr)
     return not missing
-
-
-def make_cold(folder: Path) -> None:
-    """Put every file out of the page cache."""
-    os.sync()
-    for path in folder.iterdir():
-        fd = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(fd)
-
-
-def _fio(model: Path, number: int) -> list[Run]:
-    """Large reads, several at once, one file behind the other: what we try to equal."""
-    program = shutil.which("fio")
-    if program is None:
-        print("  fio is not installed: apt-get install fio", file=sys.stderr)
-        return []
-    files = sorted(map(str, model.glob("*.safetensors")))
-    done = subprocess.run(
-        [
-            *(program, "--name=read", f"--filename={':'.join(files)}", "--readonly", "--rw=read"),
-            *("--direct=1", "--bs=8M", "--ioengine=libaio", "--iodepth=8"),
-            *("--file_service_type=sequential", "--output-format=json"),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    job = json.loads(done.stdout)["jobs"][0]
-    size, seconds = job["read"]["io_bytes"], job["read"]["runtime"] / 1000
-    run = {
-        "case": "disk, cold",
-        "loader": FIO,
-        "round": number,
-        "bytes": size,
-        "all_s": seconds,
-        "cpu_s": (job["usr_cpu"] + job["sys_cpu"]) / 100 * seconds,
-        "load": os.getloadavg()[0],
-    }
-    print(f"  {run}", file=sys.stderr)
-    return [run]
 
 
 def _load(
@@ -290,7 +217,9 @@ def _arriving(folder: Path, rounds: int) -> list[Run]:
 def rows(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Of the table in RESULTS.md: medians."""
     found = []
-    for case, how in dict.fromkeys((run["case"], run["loader"]) for run in runs):
+    pairs = dict.fromkeys((run["case"], run["loader"]) for run in runs)
+    shown = [pair for pair in pairs if pair[0] in SHOWN]
+    for case, how in sorted(shown, key=lambda pair: SHOWN.index(pair[0])):
         chosen = _chosen(runs, case, how)
         if not chosen:
             found.append([case, NAMES.get(how, how), "failed", "", "", "", ""])
@@ -313,6 +242,18 @@ def rows(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return found
 
 
+def rest_rows(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """What a mapping and the disk itself gave after each rest, in GB/s."""
+    found = []
+    for rest_s in load_disk.RESTS_S:
+        case = load_disk.RESTED.format(rest_s)
+        size = max((run["bytes"] for run in _chosen(runs, case)), default=0) / GB
+        seconds = [_seconds(runs, case, how) for how in ("safetensors", LIMIT)]
+        if size:
+            found.append([f"{rest_s:.0f}", *(f"{size / s:.2f}" if s else "" for s in seconds)])
+    return found
+
+
 def targets(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, bool]]:
     """What we promised ourselves, and what came of it."""
     found = []
@@ -322,15 +263,15 @@ def targets(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, bool
         if mine and theirs:
             got = mine / theirs if less else theirs / mine
             met = got <= wanted if less else got >= wanted
-            found.append((what, f"{wanted}x", f"{got:.2f}x", met))
+            most = "" if less or other == LIMIT else _most(runs, case, theirs)
+            found.append((what, f"{wanted}x", f"{got:.2f}x{most}", met))
 
-    cold, warm = "disk, cold", "disk, warm"
-    ratio("load, cold, against fio", cold, "modelcache", FIO, 0.9, less=False)
-    ratio("load, cold, against safetensors", cold, "modelcache", "safetensors", 2, less=False)
+    ratio("load, cold, of what the disk gives", COLD, "modelcache", LIMIT, 0.9, less=False)
+    ratio("load, cold, against safetensors", COLD, "modelcache", "safetensors", 2, less=False)
     usual = "load, cold, against safetensors, usual read-ahead"
     ratio(usual, USUAL, "modelcache", "safetensors", 2, less=False)
     copy = "safetensors-copy"
-    ratio("load, warm, against mmap and copy", warm, "modelcache", copy, 1, less=False)
+    ratio("load, warm, against mmap and copy", WARM, "modelcache", copy, 1, less=False)
     ratio(
         "load while arriving, against pull", "arriving", "modelcache-store", "pull", 1.1, less=True
     )
@@ -344,6 +285,12 @@ def targets(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, bool
             ("load, memory over the model", "256 MiB", f"{max(over):.0f} MiB", max(over) <= 256)
         )
     return found
+
+
+def _most(runs: Sequence[Mapping[str, Any]], case: str, theirs_s: float) -> str:
+    """What nobody could exceed, since the disk gives no more."""
+    limit_s = _seconds(runs, case, LIMIT)
+    return f" (the disk allows {theirs_s / limit_s:.2f}x)" if limit_s else ""
 
 
 def _chosen(

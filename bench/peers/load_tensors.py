@@ -4,10 +4,9 @@
 starts. A tensor counts as loaded when a byte of each of its pages has been read, so that a mapping
 that has read nothing yet gains nothing by that. first_s: until the first tensor; all_s: until the
 last. over_bytes: peak of resident memory beyond the tensors, and beyond what was there before.
+huge_bytes: what of this process's memory is in huge pages at the end.
 
-Before the clock starts memory is filled and freed: a guest that gives free pages back to its host
-has to fault each one in again, which takes ten times as long as anything that is measured here,
-and hits whoever comes after two idle seconds.
+Before the clock starts memory is filled and freed (`bench/memory.py`).
 """
 
 # ruff: noqa: PLC0415 - each loader is imported only where it is measured
@@ -15,7 +14,6 @@ and hits whoever comes after two idle seconds.
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import resource
 import sys
@@ -27,9 +25,10 @@ from typing import Any
 
 import torch
 
+from bench.memory import back_memory
+
 Tensors = Iterator[tuple[str, Any]]
 KEEP_ALL = 1 << 62
-FILLED_BYTES = 5 << 30
 
 
 def files_of(where: str) -> list[str]:
@@ -164,17 +163,6 @@ LOADERS: dict[str, Callable[[str], Callable[[], Tensors]]] = {
 }
 
 
-def back_memory() -> None:
-    """Have the host give what a copy of the model, and the page cache beside it, will take."""
-    filler = mmap.mmap(-1, FILLED_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    filler.madvise(mmap.MADV_HUGEPAGE)
-    block = bytes(1 << 20)
-    for _ in range(FILLED_BYTES // len(block)):
-        filler.write(block)
-    filler.close()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
-
-
 def touch(tensor: torch.Tensor) -> None:
     """Read a byte of each page."""
     tensor.reshape(-1).view(torch.uint8)[:: os.sysconf("SC_PAGE_SIZE")].sum()
@@ -188,11 +176,20 @@ def resident_bytes(name: str) -> int:
     raise AssertionError(name)
 
 
+def huge_bytes() -> int:
+    """AnonHugePages of this process."""
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("AnonHugePages:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
 def main() -> None:
     """See the module."""
     run = LOADERS[sys.argv[1]](sys.argv[2])
     touch(torch.zeros(8))
     back_memory()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
     before = resident_bytes("VmRSS")
     used = resource.getrusage(resource.RUSAGE_SELF)
     start_s = perf_counter()
@@ -212,6 +209,7 @@ def main() -> None:
         "bytes": size,
         "tensors": len(kept),
         "over_bytes": resident_bytes("VmHWM") - before - size,
+        "huge_bytes": huge_bytes(),
     }
     print(json.dumps(told))
     sys.stdout.flush()
