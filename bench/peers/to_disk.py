@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import sys
 import threading
 from time import perf_counter
+
+from modelcache.store.blocks import in_huge_pages
 
 THREADS = 4
 BLOCK_BYTES = 2 << 20
@@ -22,8 +23,8 @@ def main() -> None:
     lock = threading.Lock()
 
     def write() -> None:
-        block = mmap.mmap(-1, BLOCK_BYTES)
-        block.write(os.urandom(BLOCK_BYTES))
+        block = in_huge_pages(BLOCK_BYTES)
+        block[:] = os.urandom(BLOCK_BYTES)
         while True:
             with lock:
                 start = next(starts, None)
