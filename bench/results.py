@@ -360,9 +360,9 @@ def _swarm(runs: Sequence[Mapping[str, Any]]) -> str:
     ]
     return (
         "## Eight nodes on shaped links\n\n`python -m bench swarm`: agents in network namespaces, "
-        "every link 200 Mbit/s each way with a queue of 10 ms at each end, a model of 1 GiB in "
-        "chunks of 4 MiB (an eighth of it where nodes do not share). Ethernet, IP and TCP take "
-        "4.5 % of a link.\n\n" + _table(header, swarm.rows(runs))
+        "every link 200 Mbit/s each way with a queue of 10 ms at each end, TCP with Cubic, a model "
+        "of 1 GiB in chunks of 2 MiB (an eighth of it where nodes do not share). Ethernet, IP and "
+        "TCP take 4.5 % of a link.\n\n" + _table(header, swarm.rows(runs))
     )
 
 

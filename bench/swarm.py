@@ -30,8 +30,11 @@ NODES: Final = 8
 MBIT_S: Final = 200.0
 QUEUE_S: Final = 0.01  # at each end of a link; switches of data centres have less
 DEEP_QUEUE_S: Final = 0.1
+CONGESTION: Final = "cubic"  # Linux's own choice and that of its distributions
 SIZE_BYTES: Final = 1024 * MIB
-CHUNK_BYTES: Final = 4 * MIB
+# A model of 140 GB has thousands of production's chunks, this one 512 of the smallest that may be.
+CHUNK_BYTES: Final = 2 * MIB
+COARSE_CHUNK_BYTES: Final = 4 * MIB
 ALONE_SHARE: Final = 8  # of the model, for nodes that do not share: they take eight times as long
 KILL_AT: Final = 0.5  # of the origin's reading
 WAIT_S: Final = 900.0
@@ -68,16 +71,20 @@ def fleet(
     *,
     together: bool = True,
     queue_s: float = QUEUE_S,
+    congestion: str = CONGESTION,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Iterator[Fleet]:
     """So many agents; not `together`: each with no peers."""
     root = folder / "origin"
     rmtree(root, ignore_errors=True)
     write_model(root / "model", size_bytes, shards=SHARDS)
     hosts = [f"node{number}" for number in range(count)]
-    settings = f"[store]\nchunk_bytes = {CHUNK_BYTES}"
+    settings = f"[store]\nchunk_bytes = {chunk_bytes}"
     try:
         with (
-            Network(["origin", *hosts], mbit_s=MBIT_S, queue_s=queue_s) as network,
+            Network(
+                ["origin", *hosts], mbit_s=MBIT_S, queue_s=queue_s, congestion=congestion
+            ) as network,
             Origin(network, "origin", root) as origin,
             ExitStack() as stack,
         ):
@@ -100,7 +107,7 @@ def measure_swarm(folder: Path, rounds: int) -> list[dict[str, Any]]:
         return []
     runs: list[dict[str, Any]] = []
     for number in range(rounds):
-        for case in (_together, _deep, _killed, _scale_out_1, _scale_out_4, _alone):
+        for case in CASES:
             run = {"round": number, **case(folder)}
             print(run)
             runs.append(run)
@@ -112,10 +119,22 @@ def _together(folder: Path) -> dict[str, Any]:
         return _timed("cold start together", hosts, hosts.agents)
 
 
+def _coarse(folder: Path) -> dict[str, Any]:
+    """What has been read is passed on later, and what is read last comes to all others later."""
+    with fleet(folder, NODES, SIZE_BYTES, chunk_bytes=COARSE_CHUNK_BYTES) as hosts:
+        return _timed("cold start, chunks of 4 MiB", hosts, hosts.agents)
+
+
 def _deep(folder: Path) -> dict[str, Any]:
     """Acknowledgements wait behind what a node sends: who sends a lot receives more slowly."""
     with fleet(folder, NODES, SIZE_BYTES, queue_s=DEEP_QUEUE_S) as hosts:
         return _timed("cold start, queues of 100 ms", hosts, hosts.agents)
+
+
+def _bbr(folder: Path) -> dict[str, Any]:
+    """It takes no notice of what short queues drop, so that links carry things twice."""
+    with fleet(folder, NODES, SIZE_BYTES, congestion="bbr") as hosts:
+        return _timed("cold start, BBR", hosts, hosts.agents)
 
 
 def _alone(folder: Path) -> dict[str, Any]:
@@ -204,18 +223,25 @@ def _ready(asked: Sequence[Future[WantedStatus]]) -> None:
             raise RuntimeError(f"a node did not get ready: {status}")
 
 
+CASES: Final = (
+    *(_together, _coarse, _deep, _bbr),
+    *(_killed, _scale_out_1, _scale_out_4, _alone),
+)
+
+
 # The same, simulated
 
 
 def _simulated() -> Iterator[dict[str, Any]]:
     """The same over links that are shared unevenly, as TCP does; see the constants."""
     rate = MBIT_S * 1e6 / 8 * PAYLOAD
-    model = ModelShape(blobs=SHARDS, blob_bytes=SIZE_BYTES // SHARDS, chunk_bytes=CHUNK_BYTES)
-    for case, nodes, holders in (
-        ("cold start together", NODES, 0),
-        ("1 holder, 4 new", 5, 1),
-        ("4 holders, 4 new", 8, 4),
+    for case, nodes, holders, chunk_bytes in (
+        ("cold start together", NODES, 0, CHUNK_BYTES),
+        ("cold start, chunks of 4 MiB", NODES, 0, COARSE_CHUNK_BYTES),
+        ("1 holder, 4 new", 5, 1, CHUNK_BYTES),
+        ("4 holders, 4 new", 8, 4, CHUNK_BYTES),
     ):
+        model = ModelShape(SHARDS, SIZE_BYTES // SHARDS, chunk_bytes)
         for seed in range(SEEDS):
             outcome = simulate(
                 Scenario(

@@ -35,11 +35,22 @@ needs_namespaces = pytest.mark.skipif(
 class Network:
     """`with Network(["a", "b"], mbit_s=400) as network: network.run("a", [...])`."""
 
-    def __init__(self, hosts: Sequence[str], *, mbit_s: float, queue_s: float = QUEUE_S) -> None:
-        """queue_s: what waits at each end of a link, of what it carries; more is dropped."""
+    def __init__(
+        self,
+        hosts: Sequence[str],
+        *,
+        mbit_s: float,
+        queue_s: float = QUEUE_S,
+        congestion: str | None = None,
+    ) -> None:
+        """queue_s: what waits at each end of a link, of what it carries; more is dropped.
+
+        congestion: how TCP finds its rate, "cubic" or "bbr"; None for this machine's default.
+        """
         self.hosts = list(hosts)
         self.mbit_s = mbit_s
         self._queue_s = queue_s
+        self._congestion = congestion
         self._prefix = f"mc{os.getpid()}"
         self._switch = f"{self._prefix}-switch"
 
@@ -100,7 +111,15 @@ class Network:
             self._in(self._switch, "ip", "link", "set", port, "master", "br0", "up")
             self._in(space, "ip", "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
             self._in(space, "ip", "link", "set", "eth0", "up")
+            if self._congestion is not None:
+                self._control(host, self._congestion)
             self._shape(host, self.mbit_s, "add")
+
+    def _control(self, host: str, congestion: str) -> None:
+        """By the route: what a namespace may name as its default is the whole machine's to say."""
+        source = ("proto", "kernel", "scope", "link", "src", self.address(host))
+        route = ("10.77.0.0/24", "dev", "eth0", *source, "congctl", congestion)
+        self._in(self.namespace(host), "ip", "route", "replace", *route)
 
     def _shape(self, host: str, mbit_s: float, verb: str) -> None:
         port = f"p{self.hosts.index(host)}"
