@@ -15,6 +15,7 @@ from typing import Any, Final
 from bench import estimate, load, mount, publish, serve, simulate_report, swarm
 from bench.autoscale import report as autoscaling
 from bench.contenders import DISK, LIMITS, MEMORY_4, MEMORY_8, MODELCACHE
+from bench.load_disk import LIMIT
 from bench.origins import Scenario, Transport
 
 HERE: Final = Path(__file__).parent
@@ -37,6 +38,7 @@ TITLES: Final = {
     (Scenario.SMALL, Transport.S3): "Files of 64 KiB over S3 (MinIO)",
 }
 
+GROUPED: Final = {"pull": ("scenario", "transport"), "load": ("case",)}  # measured one by one
 SPEED_OF_S3: Final = {Transport.GCS: 0.9, Transport.OCI: 0.9, Transport.OCI_TAR: 0.75}
 
 
@@ -101,17 +103,21 @@ class Group:
 
 
 def keep(study: str, numbers: Mapping[str, Any]) -> None:
-    """Store what a study measured; groups of `pull` that were not measured now stay."""
+    """Store what a study measured; groups of `pull` and `load` not measured now stay."""
     NUMBERS.mkdir(exist_ok=True)
     path = NUMBERS / f"{study}.json"
     runs = list(numbers["runs"])
-    if study == "pull":
+    if study in GROUPED:
         runs = _dated(numbers)
-    if study == "pull" and path.exists():
-        fresh = {(run["scenario"], run["transport"]) for run in runs}
+    if study in GROUPED and path.exists():
+        fresh = {_grouped(study, run) for run in runs}
         before = _dated(json.loads(path.read_text()))
-        runs += [run for run in before if (run["scenario"], run["transport"]) not in fresh]
+        runs += [run for run in before if _grouped(study, run) not in fresh]
     path.write_text(json.dumps({**numbers, "runs": runs}, indent=1) + "\n")
+
+
+def _grouped(study: str, run: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(run[key] for key in GROUPED[study])
 
 
 def _dated(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -391,10 +397,19 @@ def _mount(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def _loaded(runs: Sequence[Mapping[str, Any]]) -> str:
     header = ["case", "loader", "first tensor s", "all s", "GB/s", "cpu-s/GB", "memory over it MiB"]
+    days = " and ".join(sorted({str(run.get("date", "")) for run in runs} - {""}))
+    rested = load.rest_rows(runs)
     return (
         "## Loading tensors\n\n`make bench-load`; four shards in float16 to the CPU, each loader a "
-        "process. *Arriving* is one shard over a link of 800 Mbit/s.\n\n"
+        "process; medians. *Arriving* is one shard over a link of 800 Mbit/s. Each case alone: "
+        f"`python -m bench load --case CASE`. Measured on {days}.\n\n"
         + _table(header, load.rows(runs))
+        + (
+            "\nCold, after a rest of the disk, in GB/s (`--case rests`):\n\n"
+            + _table(["rest s", "safetensors load_file (mmap)", LIMIT], rested)
+            if rested
+            else ""
+        )
     )
 
 
