@@ -18,7 +18,6 @@ from modelcache.domain.volumes import MountMode, VolumeRequest
 from modelcache.errors import NotWarmYet
 from modelcache.mounts import mounts_at, mounts_below
 from tests.agent.support import random_bytes
-from tests.kernel.roots import targets
 from tests.kernel.streams import WAIT_S, kernel, needs_fuse, reading, result, until
 from tests.main.support import Shell, chunks_kept
 from tests.main.test_agent import Agent, agent
@@ -83,12 +82,6 @@ def proxy(web: tuple[Nginx, Path]) -> Iterator[FaultProxy]:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Iterator[Path]:
-    with targets(tmp_path / "pods") as folder:
-        yield folder
-
-
-@pytest.fixture
 def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path / "store", MODELCACHE_STORE_CHUNK_BYTES=str(CHUNK_BYTES))
 
@@ -106,7 +99,7 @@ def streaming_agent(
     config.write_text(
         f"""
 [agent]
-volume_roots = ["{tmp_path}/pods"]
+volume_roots = ["{tmp_path}/targets"]
 [transfer]
 bandwidth_limit_bytes_s = "{rate}"
 stall_timeout_s = 20

@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from modelcache.errors import MountFailed
 from modelcache.mounts import bind_read_only, mounts_at, mounts_below, unmount
-from tests.kernel.roots import needs_root, targets
+from tests.kernel.roots import needs_root
 
 pytestmark = [pytest.mark.kernel, needs_root]
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Iterator[Path]:
-    with targets(tmp_path / "targets") as folder:
-        yield folder
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    (folder / "weights").write_bytes(b"w" * 10)
-    return folder
 
 
 def test_a_bind_mount_shows_the_files_and_lets_nobody_write(source: Path, root: Path):

@@ -27,7 +27,7 @@ from modelcache.mounts import (
 )
 from modelcache.mounts.fuse import FILESYSTEM, Channel
 from tests.agent.support import random_bytes
-from tests.kernel.roots import needs_root, targets
+from tests.kernel.roots import needs_root
 from tests.kernel.streams import (
     CHUNK_BYTES,
     WAIT_S,
@@ -51,20 +51,6 @@ CONFIG = b'{"hidden_size": 8}'
 WITHOUT = {"MODELCACHE_STREAM_PASSTHROUGH": "false"}
 NAME = "modelcache:0123456789ab"
 END_S = 120.0  # a process that publishes waits for the disk, with all that others wrote to it
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Iterator[Path]:
-    with targets(tmp_path / "targets") as folder:
-        yield folder
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    (folder / "weights").write_bytes(b"w" * 10)
-    return folder
 
 
 @pytest.fixture
