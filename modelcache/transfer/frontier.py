@@ -210,3 +210,7 @@ def _scratch() -> memoryview:
         _local.block = hashing.new_buffer()
     block: memoryview = _local.block
     return block
+
+
+# A child that was forked does not have its memory (`store/blocks.py`), only the name of it.
+os.register_at_fork(after_in_child=lambda: vars(_local).clear())

@@ -11,7 +11,8 @@ from modelcache.config import BLOCK_BYTES
 from modelcache.domain.manifests import BlobId
 from modelcache.domain.ranges import ChunkGrid
 from modelcache.transfer.buffers import Block, BufferPool
-from modelcache.transfer.frontier import Frontier
+from modelcache.transfer.frontier import Frontier, read_back
+from tests.store.processes import exit_code, fork
 
 BLOB = BlobId("blob")
 WAIT_S = 10.0
@@ -162,3 +163,16 @@ def test_whoever_comes_after_a_consumer_that_failed_is_not_left_waiting(fed: Fed
     frontier.finish()
     assert fed.letters == b"a"
     assert pool.free == pool.blocks
+
+
+def test_a_forked_child_reads_back_into_memory_of_its_own():
+    """It does not have that of its parent: to write there would be its end."""
+    chunks = Chunks(1, {0: b"a"})
+
+    def read() -> None:
+        letters = bytearray()
+        read_back(chunks, chunks.grid.span(0), letters.extend)
+        assert letters == b"a" * BLOCK_BYTES
+
+    read()
+    assert exit_code(fork(read)) == 0
