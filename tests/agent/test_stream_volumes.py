@@ -26,7 +26,7 @@ from modelcache.mounts import mounts_at, mounts_below
 from tests.agent.nodes import MIB, Models, node_settings, ref_to, wait_event, wait_for, wait_phase
 from tests.agent.support import CHUNK_BYTES, random_bytes
 from tests.kernel.roots import targets
-from tests.kernel.streams import needs_fuse, until
+from tests.kernel.streams import covered, needs_fuse, until
 from tests.servers.faults import Fault, Waiting, held_from
 from tests.servers.nginx import Nginx
 
@@ -200,14 +200,6 @@ def test_an_agent_that_finds_a_mount_which_nobody_held_makes_it_anew_and_says_so
 @pytest.fixture
 def without(chosen: Settings) -> Settings:
     return replace(chosen, stream=replace(chosen.stream, passthrough=False))
-
-
-def covered(target: Path) -> list[int]:
-    """The mounts there as soon as they are two: the stream, and what covers it."""
-    return until(
-        lambda: [each.mount_id for each in found] if len(found := mounts_at(target)) == 2 else [],
-        "not covered",
-    )
 
 
 def test_a_covered_volume_protects_its_model_and_is_taken_away_whole(

@@ -25,6 +25,7 @@ from tests.main.support import PROGRAM
 
 CHUNK_BYTES = 4 << 20
 WAIT_S = 30.0
+END_S = 120.0  # a process that publishes waits for the disk, with all that others wrote to it
 FUSE = Path("/dev/fuse")
 
 needs_fuse = pytest.mark.skipif(
@@ -65,6 +66,14 @@ def until(holds: Callable[[], Any], why: str) -> Any:
         assert monotonic() < end_s, why
         sleep(0.02)
     return found
+
+
+def covered(target: Path) -> list[int]:
+    """The mounts there as soon as they are two: the stream, and what covers it."""
+    return until(
+        lambda: [each.mount_id for each in found] if len(found := mounts_at(target)) == 2 else [],
+        "not covered",
+    )
 
 
 @contextmanager

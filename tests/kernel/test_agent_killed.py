@@ -18,7 +18,7 @@ from modelcache.domain.volumes import MountMode, VolumeRequest
 from modelcache.errors import NotWarmYet
 from modelcache.mounts import mounts_at, mounts_below
 from tests.agent.support import random_bytes
-from tests.kernel.streams import WAIT_S, kernel, needs_fuse, reading, result, until
+from tests.kernel.streams import WAIT_S, covered, kernel, needs_fuse, reading, result, until
 from tests.main.support import Shell, chunks_kept
 from tests.main.test_agent import Agent, agent
 from tests.servers.faults import FaultProxy, Waiting, held_from
@@ -251,14 +251,6 @@ def test_a_command_has_the_agent_mount_and_unmount(
         assert outside.code == 1
         assert "volumes may be published below" in outside.complaint
     assert mounts_at(target) == []
-
-
-def covered(target: Path) -> list[int]:
-    """The mounts there as soon as they are two: the stream, and what covers it."""
-    return until(
-        lambda: [each.mount_id for each in found] if len(found := mounts_at(target)) == 2 else [],
-        "not covered",
-    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -30,6 +30,7 @@ from tests.agent.support import random_bytes
 from tests.kernel.roots import needs_root
 from tests.kernel.streams import (
     CHUNK_BYTES,
+    END_S,
     WAIT_S,
     Mount,
     kernel,
@@ -50,7 +51,6 @@ DATA = random_bytes(CHUNKS * CHUNK_BYTES + 777)
 CONFIG = b'{"hidden_size": 8}'
 WITHOUT = {"MODELCACHE_STREAM_PASSTHROUGH": "false"}
 NAME = "modelcache:0123456789ab"
-END_S = 120.0  # a process that publishes waits for the disk, with all that others wrote to it
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from modelcache.store.residency import resident_bytes
 from tests.agent.support import random_bytes
 from tests.kernel.streams import (
     CHUNK_BYTES,
+    END_S,
     WAIT_S,
     kernel,
     needs_fuse,
@@ -40,7 +41,6 @@ CHUNKS = 12
 DATA = random_bytes(CHUNKS * CHUNK_BYTES + 777)
 CONFIG = b'{"hidden_size": 8}'
 MIB = 1 << 20
-END_S = 120.0  # a process that publishes waits for the disk, with all that others wrote to it
 
 
 @pytest.fixture
